@@ -1,0 +1,1 @@
+"""Training neural networks without backpropagation, by difference target propagation."""

@@ -1,0 +1,168 @@
+"""A block: a forward map F_n, its feedback map G_n, and what passes between them.
+
+A block is a NamedTuple of pure functions, as an Optax transformation is. The feedback map has two parts,
+
+    G(y; w) = project(w, gate(y, switches)),
+
+`gate` without parameters (activation, un-pooling) and `project` affine in its input and in its parameters (dense layer,
+transposed convolution). Differences of
+feedbacks, which is all that difference target propagation needs, then cost one projection.
+
+Parameters are dictionaries {"kernel", "bias"} in Flax's layout ([in, out], [height, width, in, out]). Forward and
+feedback kernels have one common shape: "feedback is the transposed forward" is equality of the two arrays.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxdtp import pooling
+from jaxdtp.convolution import conv, conv_transpose
+
+Parameters = dict[str, jax.Array]
+
+
+class Block(NamedTuple):
+    """A forward map and its feedback map.
+
+    Attributes:
+        name: used in parameters, metrics and plots.
+        input_shape, output_shape: of one example, [height, width, channels] or [features].
+        init: `init(key)` to (forward parameters, feedback parameters).
+        forward: `forward(forward_params, x)` to (y, switches): F on a batch [batch, *input_shape], and whatever its
+            feedback must know of that pass (an array, or () for nothing).
+        gate: `gate(y, switches)` to the input of `project`.
+        project: `project(feedback_params, h)` to [batch, *input_shape]; affine in both arguments.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    init: Callable[[jax.Array], tuple[Parameters, Parameters]]
+    forward: Callable[[Parameters, jax.Array], tuple[jax.Array, jax.Array]]
+    gate: Callable[[jax.Array, jax.Array], jax.Array]
+    project: Callable[[Parameters, jax.Array], jax.Array]
+
+
+class Pass(NamedTuple):
+    """One block on one batch: `output`, `switches` = block.forward(params, `input`)."""
+
+    input: jax.Array
+    output: jax.Array
+    switches: jax.Array
+
+
+def feedback(block: Block, params: Parameters, y: jax.Array, switches: jax.Array) -> jax.Array:
+    """G(y; params), from the block's output space [batch, *output_shape] to its input space [batch, *input_shape]."""
+    return block.project(params, block.gate(y, switches))
+
+
+def feedback_difference(block: Block, params: Parameters, h: jax.Array, h_reference: jax.Array) -> jax.Array:
+    """G(y) - G(y_reference) from the two gated values h = gate(y) and h_reference = gate(y_reference).
+
+    One projection instead of two: `project` is affine, and its bias cancels.
+    """
+    return block.project(_without_bias(params), h - h_reference)
+
+
+def conv_block(
+    name: str,
+    input_shape: tuple[int, int, int],
+    channels: int,
+    *,
+    kernel_size: int = 3,
+    window: int = 2,
+    stride: int = 2,
+    padding: int = 0,
+) -> Block:
+    """Forward convolution -> ELU -> max-pool, feedback un-pool -> ELU -> transposed convolution.
+
+    Args:
+        name: the block's name.
+        input_shape: height, width, channels.
+        channels: of the output.
+        kernel_size: of the 'SAME' convolution with stride 1, odd.
+        window, stride, padding: of the pooling, pixels. VGG: 2, 2, 0; LeNet: 3, 2, 1.
+
+    Raises:
+        ValueError: the kernel size is even, or pooling leaves no pixel.
+    """
+    height, width, in_channels = input_shape
+    if kernel_size % 2 == 0:
+        raise ValueError(f"block {name}: kernel_size is {kernel_size}; allowed: odd sizes")
+    pooled = pooling.pooled_size((height, width), window, stride, padding)
+    if min(pooled) < 1:
+        raise ValueError(f"block {name}: its input of {height}x{width} pixels is too small to be pooled again")
+    kernel_shape = (kernel_size, kernel_size, in_channels, channels)
+
+    def init(key: jax.Array) -> tuple[Parameters, Parameters]:
+        # PyTorch, and so the published runs, counts the fan-in of a transposed convolution by its output channels.
+        fan_in = kernel_size * kernel_size * in_channels
+        return _init_pair(key, kernel_shape, channels, in_channels, fan_in, fan_in)
+
+    def forward(params: Parameters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        activation = jax.nn.elu(_add_bias(conv(x, params["kernel"]), params))
+        return pooling.max_pool(activation, window, stride, padding)
+
+    def gate(y: jax.Array, switches: jax.Array) -> jax.Array:
+        return jax.nn.elu(pooling.max_unpool(y, switches, (height, width), window, stride, padding))
+
+    def project(params: Parameters, h: jax.Array) -> jax.Array:
+        return _add_bias(conv_transpose(h, params["kernel"]), params)
+
+    return Block(name, tuple(input_shape), (*pooled, channels), init, forward, gate, project)
+
+
+def dense_block(name: str, input_shape: tuple[int, ...], features: int, *, activation: bool = True) -> Block:
+    """Forward flatten -> dense -> ELU, feedback ELU -> dense -> reshape.
+
+    Args:
+        name: the block's name.
+        input_shape: of one example, any rank.
+        features: of the output.
+        activation: False for the last block of a network, which has no ELU either way.
+    """
+    in_features = math.prod(input_shape)
+    activate = jax.nn.elu if activation else lambda values: values
+
+    def init(key: jax.Array) -> tuple[Parameters, Parameters]:
+        return _init_pair(key, (in_features, features), features, in_features, in_features, features)
+
+    def forward(params: Parameters, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        return activate(_add_bias(x.reshape(-1, in_features) @ params["kernel"], params)), ()
+
+    def gate(y: jax.Array, switches: tuple[()]) -> jax.Array:
+        return activate(y)
+
+    def project(params: Parameters, h: jax.Array) -> jax.Array:
+        return _add_bias(h @ params["kernel"].T, params).reshape(-1, *input_shape)
+
+    return Block(name, tuple(input_shape), (features,), init, forward, gate, project)
+
+
+def _init_pair(key, kernel_shape, out_features, in_features, forward_fan_in, feedback_fan_in):
+    """Forward and feedback parameters, uniform in +-1/sqrt(fan-in): the published runs' (PyTorch's) default."""
+    keys = jax.random.split(key, 4)
+
+    def uniform(key, shape, fan_in):
+        return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+    forward = {
+        "kernel": uniform(keys[0], kernel_shape, forward_fan_in),
+        "bias": uniform(keys[1], (out_features,), forward_fan_in),
+    }
+    feedback = {
+        "kernel": uniform(keys[2], kernel_shape, feedback_fan_in),
+        "bias": uniform(keys[3], (in_features,), feedback_fan_in),
+    }
+    return forward, feedback
+
+
+def _add_bias(values: jax.Array, params: Parameters) -> jax.Array:
+    return values + params["bias"] if "bias" in params else values
+
+
+def _without_bias(params: Parameters) -> Parameters:
+    return {name: value for name, value in params.items() if name != "bias"}

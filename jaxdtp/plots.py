@@ -1,0 +1,73 @@
+"""Figures of a run, from its metrics."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from jaxdtp.reports import Record, of_blocks
+
+_COLOURS = plt.get_cmap("tab10").colors
+
+
+def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
+    """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses and the
+    angles between forward and feedback weights, all over epochs. Returns their paths."""
+    directory = workdir / "plots"
+    directory.mkdir(exist_ok=True)
+    figures = {
+        "accuracy": _splits(records, "top1", "accuracy (%)", 100),
+        "loss": _splits(records, "loss", "cross-entropy (nats)", 1),
+        "weight_angles": _blocks(records, "weight_angle", "angle of feedback to\ntransposed forward weights (degrees)"),
+        "feedback_loss": _blocks(records, "feedback_loss", "feedback loss"),
+    }
+    paths = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        axes = figure.axes[0]
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=160, bbox_inches="tight")
+        plt.close(figure)
+    return paths
+
+
+def _splits(records: list[Record], metric: str, label: str, scale: float):
+    """Training and validation curve of a metric."""
+    figure, axes = _new_figure(label)
+    for index, split in enumerate(("train", "validation")):
+        key = f"{split}_{metric}"
+        if key in records[0]:
+            values = [scale * record[key] for record in records]
+            axes.plot(_epochs(records), values, "o-", color=_COLOURS[index], markersize=4, label=split)
+    return figure
+
+
+def _blocks(records: list[Record], metric: str, label: str):
+    """One curve for each block, or None where no block has the metric."""
+    names = of_blocks(records[0], metric)
+    if not names:
+        return None
+    figure, axes = _new_figure(label)
+    for index, name in enumerate(names):
+        values = [record[f"{metric}/{name}"] for record in records]
+        axes.plot(_epochs(records), values, "o-", color=_COLOURS[index % 10], markersize=4, label=name)
+    return figure
+
+
+def _new_figure(label: str):
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    axes.set_ylabel(label)
+    return figure, axes
+
+
+def _epochs(records: list[Record]) -> list[int]:
+    return [record["epoch"] for record in records]

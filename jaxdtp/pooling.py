@@ -1,0 +1,82 @@
+"""Max-pooling that remembers where each maximum was, and the un-pooling that puts values back there."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
+    """Max-pooling with switches.
+
+    Args:
+        x: [batch, height, width, channels].
+        window, stride, padding: in pixels, the same for height and width; padding never wins.
+
+    Returns:
+        The maxima, [batch, out_height, out_width, channels] with out = (size + 2 padding - window) // stride + 1, and
+        the switches, int8 of the same shape: the position (row * window + column) of each maximum in its window, the
+        first in row-major order where several are equal.
+    """
+    out_height, out_width = pooled_size(x.shape[1:3], window, stride, padding)
+    margin = (padding, padding)
+    padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0)), constant_values=-jnp.inf)
+    best, switches = None, None
+    for position, (row, column) in enumerate(itertools.product(range(window), repeat=2)):
+        rows = slice(row, row + stride * (out_height - 1) + 1, stride)
+        columns = slice(column, column + stride * (out_width - 1) + 1, stride)
+        value = padded[:, rows, columns]
+        if best is None:
+            best, switches = value, jnp.zeros(value.shape, jnp.int8)
+        else:
+            wins = value > best
+            best, switches = jnp.where(wins, value, best), jnp.where(wins, jnp.int8(position), switches)
+    return best, switches
+
+
+def max_unpool(
+    y: jax.Array, switches: jax.Array, size: tuple[int, int], window: int, stride: int, padding: int
+) -> jax.Array:
+    """Write each value to the position of the maximum it came from, zero elsewhere.
+
+    Where windows overlap and two of them share a position, the later window in row-major order wins.
+
+    Args:
+        y: [batch, out_height, out_width, channels].
+        switches: as from `max_pool`, same shape as `y`.
+        size: height and width of the pooled map, pixels.
+        window, stride, padding: as given to `max_pool`.
+
+    Returns:
+        [batch, height, width, channels].
+    """
+    batch, out_height, out_width, channels = y.shape
+    # The pixels of the padded map fall into stride x stride interleaved grids. Those of the grid (row0, column0) are
+    # reached only by window positions (row0 + m stride, column0 + n stride), of the window m up and n to the left.
+    reach = (window - 1) // stride
+    grid_height, grid_width = out_height + reach, out_width + reach
+    grids = []
+    for row0, column0 in itertools.product(range(stride), repeat=2):
+        grid = jnp.zeros((batch, grid_height, grid_width, channels), y.dtype)
+        # A later window reaches the same pixel with an earlier position: going backwards, it overwrites.
+        for row in reversed(range(row0, window, stride)):
+            for column in reversed(range(column0, window, stride)):
+                up, left = row // stride, column // stride
+                around = ((0, 0), (up, reach - up), (left, reach - left), (0, 0))
+                shifted = jnp.pad(y, around)
+                hit = jnp.pad(switches == row * window + column, around)
+                grid = jnp.where(hit, shifted, grid)
+        grids.append(grid)
+    interleaved = jnp.stack(grids).reshape(stride, stride, batch, grid_height, grid_width, channels)
+    padded = interleaved.transpose(2, 3, 0, 4, 1, 5).reshape(batch, grid_height * stride, grid_width * stride, channels)
+    height, width = size
+    # Rows and columns that no window reaches lie beyond the last window.
+    missing = [max(0, padding + n - padded.shape[axis]) for axis, n in ((1, height), (2, width))]
+    padded = jnp.pad(padded, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return padded[:, padding : padding + height, padding : padding + width]
+
+
+def pooled_size(size: tuple[int, int], window: int, stride: int, padding: int) -> tuple[int, int]:
+    """Height and width after `max_pool`, pixels."""
+    height, width = ((n + 2 * padding - window) // stride + 1 for n in size)
+    return height, width

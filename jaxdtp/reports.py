@@ -1,0 +1,103 @@
+"""What a run tells: a line per epoch on the console, metrics.jsonl, TensorBoard, summary.json and the closing table."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+"""One epoch's metrics by name; those of a block are named 'metric/block'."""
+
+_COLUMNS = (
+    # heading, key, format
+    ("epoch", "epoch", "{:d}"),
+    ("train loss", "train_loss", "{:.4f}"),
+    ("train %", "train_top1", "{:.2f}"),
+    ("valid loss", "validation_loss", "{:.4f}"),
+    ("valid %", "validation_top1", "{:.2f}"),
+    ("rate", "learning_rate", "{:.4g}"),
+    ("images/s", "images_per_second", "{:.0f}"),
+    ("seconds", "seconds", "{:.1f}"),
+)
+
+
+def console_heading() -> str:
+    """The headings above `console_line`."""
+    return " ".join(f"{heading:>10}" for heading, _, _ in _COLUMNS) + "  weight angles"
+
+
+def console_line(record: Record) -> str:
+    """One epoch in one line, aligned with `console_heading`; '-' for what the run doesn't have."""
+    cells = []
+    for _, key, template in _COLUMNS:
+        scale = 100 if key.endswith("top1") else 1
+        cells.append(template.format(scale * record[key]) if key in record else "-")
+    angles = [f"{angle:.0f}°" for angle in of_blocks(record, "weight_angle").values()]
+    return " ".join(f"{cell:>10}" for cell in cells) + "  " + " ".join(angles)
+
+
+def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> Record:
+    """Numbers by name: `prefix` + metric, or metric/block for the metrics that come by block."""
+    flat = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{block}": float(of_block) for block, of_block in value.items()}
+        else:
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def of_blocks(record: Record, metric: str) -> dict[str, float]:
+    """The values of a metric by block name."""
+    return {key.split("/")[1]: value for key, value in record.items() if key.startswith(f"{metric}/")}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that a killed run never leaves half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def append_record(workdir: Path, record: Record) -> None:
+    """Add one epoch to metrics.jsonl."""
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_records(workdir: Path, last_epoch: int) -> list[Record]:
+    """The epochs of metrics.jsonl up to `last_epoch`, and cut the file there: a killed run may have written more
+    epochs, or half a line, than its last checkpoint knows of."""
+    path = workdir / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["epoch"] <= last_epoch:
+            records.append(record)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def write_tensorboard(writer, record: Record) -> None:
+    """One epoch's numbers as TensorBoard scalars (`writer`: tensorboardX.SummaryWriter)."""
+    for key, value in record.items():
+        writer.add_scalar(key, value, record["epoch"])
+    writer.flush()
+
+
+def summary_table(summary: Record) -> str:
+    """The closing table."""
+    rows = {
+        "test accuracy": f"{summary['test_accuracy']:.2%}",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "best epoch": f"{summary['best_epoch']}",
+        "training time": f"{summary['seconds']:.1f} s",
+        "speed": f"{summary['images_per_second']:.0f} images/s",
+    }
+    if "test_top5" in summary:
+        rows["test top-5"] = f"{summary['test_top5']:.2%}"
+    width = max(len(value) for value in rows.values())
+    return "\n".join(f"  {name:<14} {value:>{width}}" for name, value in rows.items())

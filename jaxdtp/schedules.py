@@ -1,0 +1,40 @@
+"""Schedules of the forward learning rate, constant within an epoch as in the published runs."""
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def cosine(forward: ConfigDict) -> optax.Schedule:
+    """final + (lr - final) (1 + cos(pi e / schedule_epochs)) / 2 in epoch e = 0, 1, ...
+
+    The published runs go on along the cosine after schedule_epochs = 85, up to epoch 90, where Optax's own cosine
+    schedule would stay at its end.
+    """
+    initial, final = forward.learning_rate, forward.final_learning_rate
+    return lambda epoch: final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / forward.schedule_epochs)) / 2
+
+
+def step(forward: ConfigDict) -> optax.Schedule:
+    """The learning rate, multiplied by schedule_factor after each epoch of schedule_milestones."""
+    boundaries = dict.fromkeys(forward.schedule_milestones, forward.schedule_factor)
+    return optax.piecewise_constant_schedule(forward.learning_rate, boundaries)
+
+
+def constant(forward: ConfigDict) -> optax.Schedule:
+    """The learning rate, in all epochs."""
+    return optax.constant_schedule(forward.learning_rate)
+
+
+SCHEDULES = {"cosine": cosine, "step": step, "constant": constant}
+
+
+def learning_rate(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate by training step.
+
+    Args:
+        forward: the group `forward` of a configuration.
+        steps_per_epoch: training steps in one epoch.
+    """
+    by_epoch = SCHEDULES[forward.schedule](forward)
+    return lambda count: by_epoch(count // steps_per_epoch)
