@@ -6,17 +6,19 @@ from jaxdtp.config import default_config
 def get_config():
     config = default_config()
     config.num_epochs = 2
-    config.batch_size = 128
+    config.batch_size = 64
     config.beta = 0.4655
     config.network.name = "lenet"
     config.network.channels = (32, 64)
     config.network.hidden = (512,)
     config.dataset.name = "mnist"
     config.dataset.mean = (0.1307,)
-    config.dataset.std = (0.3081,)
-    config.forward.learning_rate = 0.03618
-    config.feedback.iterations = (5, 5, 5)
+    config.dataset.std = (3 * 0.3081,)
+    config.forward.learning_rate = 0.012
+    config.forward.warmup_steps = 200
+    config.forward.schedule_epochs = 2
+    config.feedback.iterations = (2, 15, 15)
     config.feedback.noise_scale = (0.4164, 0.3826, 0.1395)
-    config.feedback.learning_rate = (7.188e-4, 1.251e-4, 0.03541)
-    config.when = {"bp": {"forward": {"learning_rate": 0.05}}}
+    config.feedback.learning_rate = (2e-3, 8e-4, 0.0128)
+    config.when = {"bp": {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}}
     return config

@@ -1,1 +1,43 @@
-"""Training neural networks without backpropagation, by difference target propagation."""
+"""jaxdtp: training neural networks without backpropagation, by difference target propagation.
+
+The names that a notebook needs; everything else is imported from its module.
+"""
+
+from jaxdtp.algorithms import ALGORITHMS, Algorithm
+from jaxdtp.blocks import Block, Pass, conv_block, dense_block
+from jaxdtp.config import ConfigError, default_config, resolve
+from jaxdtp.epoch import Preprocessing, evaluate, train_steps
+from jaxdtp.feedback import FeedbackTraining, Noise
+from jaxdtp.networks import Network, lenet, logits, mlp, vgg
+from jaxdtp.step import Settings, TrainState, classification_metrics, init_state, train_step
+from jaxdtp.train import DivergedError, evaluate_best, train_and_evaluate
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Block",
+    "ConfigError",
+    "DivergedError",
+    "FeedbackTraining",
+    "Network",
+    "Noise",
+    "Pass",
+    "Preprocessing",
+    "Settings",
+    "TrainState",
+    "classification_metrics",
+    "conv_block",
+    "default_config",
+    "dense_block",
+    "evaluate",
+    "evaluate_best",
+    "init_state",
+    "lenet",
+    "logits",
+    "mlp",
+    "resolve",
+    "train_and_evaluate",
+    "train_step",
+    "train_steps",
+    "vgg",
+]

@@ -40,9 +40,10 @@ def build_settings(config: ConfigDict, steps_per_epoch: int) -> Settings:
         steps_per_epoch: training steps in one epoch, which learning rate schedules count in.
     """
     forward, feedback = config.forward, config.feedback
-    per_block = zip(feedback.iterations, feedback.noise_scale, feedback.learning_rate, strict=True)
+    algorithm = ALGORITHMS[config.algorithm]
+    per_block = zip(feedback.iterations, feedback.noise_scale, feedback.learning_rate, strict=False)
     return Settings(
-        algorithm=ALGORITHMS[config.algorithm],
+        algorithm=algorithm,
         beta=config.beta,
         forward_optimizer=optax.chain(
             optax.add_decayed_weights(forward.weight_decay),

@@ -45,6 +45,7 @@ def default_config() -> ConfigDict:
     config.forward.learning_rate = 0.05
     config.forward.momentum = 0.9
     config.forward.weight_decay = 1e-4
+    config.forward.warmup_steps = 0  # training steps in which the learning rate grows from 0
     config.forward.schedule = "cosine"
     config.forward.schedule_epochs = 85  # half a period of the cosine
     config.forward.final_learning_rate = 1e-5  # of the cosine
@@ -122,6 +123,7 @@ RULES = {
     "forward.learning_rate": _POSITIVE,
     "forward.momentum": _SHARE,
     "forward.weight_decay": _NOT_NEGATIVE,
+    "forward.warmup_steps": _whole(0),
     "forward.schedule": _one_of(SCHEDULES),
     "forward.schedule_epochs": _whole(1),
     "forward.final_learning_rate": _NOT_NEGATIVE,
@@ -151,6 +153,8 @@ def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
     published = {key.removeprefix("when."): values.pop(key) for key in list(values) if key.startswith("when.")}
     for key, value in published.items():
         algorithm, _, changed = key.partition(".")
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(f"config.when.{algorithm}: unknown algorithm; allowed: {', '.join(ALGORITHMS)}")
         check_key(changed)
         if algorithm == values.get("algorithm") and changed not in overrides:
             values[changed] = value

@@ -1,4 +1,4 @@
-"""Schedules of the forward learning rate, constant within an epoch as in the published runs."""
+"""Schedules of the forward learning rate: constant within an epoch as in the published runs, after a warm-up."""
 
 import jax.numpy as jnp
 import optax
@@ -30,11 +30,15 @@ SCHEDULES = {"cosine": cosine, "step": step, "constant": constant}
 
 
 def learning_rate(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by training step.
+    """Learning rate by training step: the epoch's, and in the first `warmup_steps` a linearly growing part of it.
+
+    Feedback weights start at random, and the targets that they propagate mean nothing until they are aligned. The
+    published runs have no warm-up, but more feedback iterations for each batch.
 
     Args:
         forward: the group `forward` of a configuration.
         steps_per_epoch: training steps in one epoch.
     """
     by_epoch = SCHEDULES[forward.schedule](forward)
-    return lambda count: by_epoch(count // steps_per_epoch)
+    warmup = max(1, forward.warmup_steps)
+    return lambda count: by_epoch(count // steps_per_epoch) * jnp.minimum(1.0, (count + 1) / warmup)

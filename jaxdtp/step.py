@@ -47,16 +47,27 @@ class TrainState:
 
 
 def init_state(network: Network, settings: Settings, key: jax.Array) -> TrainState:
-    """Fresh parameters and optimizer states."""
+    """Fresh parameters and optimizer states; backpropagation has no feedback parameters.
+
+    Raises:
+        ValueError: `settings.feedback` isn't one entry for each of the blocks 2..N.
+    """
     forward, feedback = networks.init(network, key, symmetric=settings.symmetric_init)
+    if settings.algorithm.target_rule is None:
+        feedback = {}
+    elif len(settings.feedback) != len(feedback):
+        raise ValueError(
+            f"settings.feedback: got {len(settings.feedback)} entries; allowed: {len(feedback)}, one for each of the "
+            f"blocks {', '.join(feedback)}"
+        )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         forward=forward,
         feedback=feedback,
         forward_optimizer=settings.forward_optimizer.init(forward),
         feedback_optimizer={
-            block.name: training.optimizer.init(feedback[block.name])
-            for block, training in zip(network[1:], settings.feedback, strict=True)
+            name: training.optimizer.init(params)
+            for (name, params), training in zip(feedback.items(), settings.feedback, strict=False)
         },
     )
 

@@ -1,0 +1,149 @@
+"""Blocks against independent implementations: Flax layers, a pooling loop in NumPy, autodiff."""
+
+import itertools
+
+import flax.linen as nn
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdtp import networks
+from jaxdtp.blocks import conv_block, dense_block, feedback, feedback_difference
+from jaxdtp.convolution import conv, conv_transpose
+from jaxdtp.pooling import max_pool, max_unpool, pooled_size
+
+GEOMETRIES = st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 3, 1), (2, 1, 0), (3, 1, 1)])
+
+
+def unpool_by_loop(y, switches, size, window, stride, padding):
+    """The definition: windows in row-major order, each writes its value where its maximum was."""
+    out = np.zeros((size[0] + 2 * padding, size[1] + 2 * padding))
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            row, column = divmod(int(switches[i, j]), window)
+            out[i * stride + row, j * stride + column] = y[i, j]
+    return out[padding : padding + size[0], padding : padding + size[1]]
+
+
+# Few different values: ties inside windows and shared maxima are common.
+@given(
+    x=hnp.arrays(np.float32, st.tuples(st.integers(4, 9), st.integers(4, 9)), elements=st.integers(-3, 3)),
+    geometry=GEOMETRIES,
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_unpool_writes_to_the_switches(x, geometry, seed):
+    y, switches = (array[0, ..., 0] for array in max_pool(x[None, ..., None], *geometry))
+    window, stride, padding = geometry
+    expected = nn.max_pool(x[None, ..., None], (window, window), (stride, stride), [(padding, padding)] * 2)
+    np.testing.assert_array_equal(y, expected[0, ..., 0])
+    assert y.shape == pooled_size(x.shape, *geometry)
+
+    unpooled = max_unpool(y[None, ..., None], switches[None, ..., None], x.shape, *geometry)[0, ..., 0]
+    # At the switches un-pooling inverts pooling, everywhere else it is zero.
+    np.testing.assert_array_equal(unpooled, np.where(unpooled != 0, x, 0))
+    # Other values than the maxima: the later window wins.
+    other = np.random.default_rng(seed).normal(size=y.shape)
+    unpooled = max_unpool(jnp.float32(other)[None, ..., None], switches[None, ..., None], x.shape, *geometry)
+    np.testing.assert_allclose(unpooled[0, ..., 0], unpool_by_loop(other, switches, x.shape, *geometry), rtol=1e-6)
+
+
+@given(height=st.integers(1, 7), width=st.integers(1, 7), size=st.sampled_from([1, 3, 5]), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=30)
+def test_convolution_and_its_derivatives(height, width, size, seed):
+    """Value, both derivatives forward and reverse, and the transpose, against XLA's plain convolution."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    x, dx = jax.random.normal(keys[0], (2, 3, height, width, 2))
+    kernel, dkernel = jax.random.normal(keys[1], (2, size, size, 2, 4))
+    y = jax.random.normal(keys[2], (3, height, width, 4))
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
+    close(conv(x, kernel), plain(x, kernel))
+    close(jax.jvp(conv, (x, kernel), (dx, dkernel))[1], jax.jvp(plain, (x, kernel), (dx, dkernel))[1])
+    for ours, reference in zip(jax.vjp(conv, x, kernel)[1](y), jax.vjp(plain, x, kernel)[1](y), strict=True):
+        close(ours, reference)
+    close(jnp.vdot(conv(x, kernel), y), jnp.vdot(x, conv_transpose(y, kernel)))
+    # Derivatives of each example alone, as dense Jacobians need them.
+    each = jax.vmap(jax.grad(lambda kernel, x: jnp.sum(conv(x[None], kernel) ** 2)), (None, 0))(kernel, x)
+    close(sum(each), jax.grad(lambda kernel: jnp.sum(plain(x, kernel) ** 2))(kernel))
+
+
+def test_conv_block_is_flax_layers():
+    block = conv_block("conv", (7, 9, 3), 5, kernel_size=5, window=3, stride=2, padding=1)
+    params, feedback_params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
+    y, switches = block.forward(params, x)
+    activation = nn.elu(nn.Conv(5, (5, 5)).apply({"params": params}, x))
+    np.testing.assert_allclose(y, nn.max_pool(activation, (3, 3), (2, 2), [(1, 1)] * 2), rtol=1e-5, atol=1e-6)
+    assert y.shape == (2, *block.output_shape)
+
+    transposed = nn.ConvTranspose(3, (5, 5), transpose_kernel=True)
+    expected = transposed.apply({"params": feedback_params}, block.gate(y, switches))
+    np.testing.assert_allclose(feedback(block, feedback_params, y, switches), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [True, False])
+def test_dense_block_is_flax_layers(activation):
+    block = dense_block("fc", (2, 3, 4), 5, activation=activation)
+    params, feedback_params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (6, 2, 3, 4))
+    y, switches = block.forward(params, x)
+    elu = nn.elu if activation else lambda values: values
+    expected = elu(nn.Dense(5).apply({"params": params}, x.reshape(6, 24)))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    back = {"kernel": feedback_params["kernel"].T, "bias": feedback_params["bias"]}
+    expected = nn.Dense(24).apply({"params": back}, elu(y)).reshape(x.shape)
+    np.testing.assert_allclose(feedback(block, feedback_params, y, switches), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5)])
+def test_feedback_difference_is_the_difference_of_feedbacks(block):
+    forward, params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 3, *block.input_shape))
+    (a, switches), (b, _) = (block.forward(forward, values) for values in x)
+    difference = feedback_difference(block, params, block.gate(a, switches), block.gate(b, switches))
+    expected = feedback(block, params, a, switches) - feedback(block, params, b, switches)
+    np.testing.assert_allclose(difference, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_networks_have_the_published_shapes():
+    vgg = networks.vgg((32, 32, 3), 10)
+    assert [block.output_shape for block in vgg] == [
+        (16, 16, 128), (8, 8, 128), (4, 4, 256), (2, 2, 256), (1, 1, 512), (10,)
+    ]  # fmt: skip
+    lenet = networks.lenet((28, 28, 1), 10)
+    assert [block.name for block in lenet] == ["conv_0", "conv_1", "fc1", "fc2"]
+    assert [block.output_shape for block in lenet] == [(14, 14, 32), (7, 7, 64), (512,), (10,)]
+    for below, above in itertools.pairwise(vgg):
+        assert below.output_shape == above.input_shape
+
+
+def test_bad_geometry_is_refused():
+    with pytest.raises(ValueError, match="conv_3: its input of 1x1 pixels is too small"):
+        networks.vgg((8, 8, 1), 10, channels=(4, 4, 4, 4))
+    with pytest.raises(ValueError, match="kernel_size is 4; allowed: odd"):
+        conv_block("conv", (8, 8, 1), 4, kernel_size=4)
+
+
+def test_initialisation_is_the_published_one():
+    """Uniform in +-1/sqrt(fan-in); symmetric feedback starts as the transposed forward weights."""
+    network = networks.lenet((16, 16, 3), 10, channels=(8, 16), hidden=(32,))
+    forward, feedback_params = networks.init(network, jax.random.key(0))
+    bounds = {"conv_0": 75**-0.5, "conv_1": 200**-0.5, "fc1": 256**-0.5, "fc2": 32**-0.5}
+    feedback_bounds = {"conv_1": 200**-0.5, "fc1": 32**-0.5, "fc2": 10**-0.5}
+    for params, expected in ((forward, bounds), (feedback_params, feedback_bounds)):
+        assert set(params) == set(expected)
+        for name, bound in expected.items():
+            largest = float(jnp.abs(params[name]["kernel"]).max())
+            assert 0.97 * bound < largest <= bound
+
+    _, symmetric = networks.init(network, jax.random.key(0), symmetric=True)
+    for name, params in symmetric.items():
+        np.testing.assert_array_equal(params["kernel"], forward[name]["kernel"])

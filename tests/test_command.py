@@ -1,0 +1,191 @@
+"""The command as a user runs it, on the digits: train, evaluate, continue after kill -9, refuse, stop on divergence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdtp import checkpoints, data
+from jaxdtp.build import build_network, build_settings, steps_in_epoch
+from jaxdtp.config import default_config, resolve
+from jaxdtp.step import init_state
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("--config.num_epochs=6", "--config.feedback.iterations=3,3")
+
+
+def command(config, *arguments):
+    return [sys.executable, "-m", "jaxdtp.main", f"--config={ROOT}/configs/{config}.py", *arguments]
+
+
+def run(config, *arguments, cwd=ROOT):
+    return subprocess.run(command(config, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(workdir):
+    """The arrays of the latest checkpoint."""
+    config = default_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(json.loads((workdir / "config.json").read_text()))
+    config = resolve(config)
+    dataset = data.load(config.dataset, config.seed)
+    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    like = init_state(network, build_settings(config, steps_in_epoch(config, dataset)), jax.random.key(0))
+    manager = checkpoints.open_checkpoints(workdir)
+    return checkpoints.restore(manager, manager.latest_step(), like)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished short run: its workdir and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    result = run("digits_mlp", *SHORT, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_a_run_leaves_metrics_summary_plots_and_checkpoints(finished):
+    workdir, printed = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert 0.85 < summary["test_accuracy"] <= 1
+    assert {"test_loss", "best_epoch", "seconds", "images_per_second"} <= set(summary)
+    assert f"{summary['test_accuracy']:.2%}" in printed
+    lines = records(workdir)
+    assert [line["epoch"] for line in lines] == list(range(1, 7))
+    for metric in ("feedback_loss", "weight_angle", "weight_distance", "feedback_learning_rate"):
+        assert {f"{metric}/fc2", f"{metric}/fc3"} <= set(lines[0])
+    assert {"train_loss", "train_top1", "validation_loss", "validation_top1", "learning_rate"} <= set(lines[0])
+    assert lines[-1]["validation_loss"] < lines[0]["validation_loss"]
+    assert lines[-1]["weight_angle/fc2"] < 60 < 80 < lines[0]["weight_angle/fc2"] + 40
+    for name in ("accuracy", "loss", "weight_angles", "feedback_loss"):
+        assert (workdir / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    # A line per epoch, each as wide as the heading.
+    table = [line for line in printed.splitlines() if line[:10].strip().isdigit()]
+    assert len(table) == 6
+
+
+def test_evaluation_of_the_best_checkpoint(finished):
+    workdir, _ = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    result = run("digits_mlp", *SHORT, f"--workdir={workdir}", "--mode=eval")
+    assert result.returncode == 0, result.stderr
+    assert f"{summary['test_accuracy']:.2%}" in result.stdout
+    assert f"{summary['test_loss']:.4f}" in result.stdout
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    result = run("digits_mlp", *SHORT, f"--workdir={workdir}", "--config.beta=0.25", "--config.seed=7")
+    assert result.returncode == 2
+    assert "beta (there 0.5, here 0.25), seed (there 0, here 7)" in result.stderr
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("after_epoch", [1, 4])
+def test_killed_and_continued_is_as_never_stopped(finished, tmp_path, after_epoch):
+    whole, _ = finished
+    arguments = command("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= after_epoch):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # As if killed in the middle of a line.
+    with open(metrics, "a") as file:
+        file.write('{"epoch": 5, "tra')
+    result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole))
+    timings = ("seconds", "images_per_second")
+    strip = lambda lines: [{k: v for k, v in line.items() if k not in timings} for line in lines]  # noqa: E731
+    assert strip(records(tmp_path)) == strip(records(whole))
+
+
+def test_divergence_stops_with_the_block_and_exit_code_3(tmp_path):
+    result = run("digits_mlp", *SHORT, "--config.forward.learning_rate=1e9", f"--workdir={tmp_path}")
+    assert result.returncode == 3
+    assert "jaxdtp: epoch 1, step " in result.stderr
+    assert "the activations of block fc" in result.stderr
+    assert "last good checkpoint: none yet" in result.stderr
+    assert "Traceback" not in result.stderr
+
+    result = run("digits_mlp", *SHORT, "--config.feedback.learning_rate=0.1,1e9", f"--workdir={tmp_path / 'b'}")
+    assert result.returncode == 3
+    assert "the feedback loss of block fc3" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.num_epoch=2"], "config.num_epoch: unknown key; allowed: seed, num_epochs, "),
+        (["--config.feedback.sigma=2"], "config.feedback.sigma: unknown key; allowed: feedback.iterations"),
+        (["--config.num_epochs=two"], "config.num_epochs: got 'two'; allowed: a whole number"),
+        (["--config.feedback.iterations=1,2,3"], "config.feedback.iterations: got (1, 2, 3), 3 values"),
+        (["--config.batch_size=99999"], "config.batch_size: got 99999; allowed: up to 1"),
+        (["--config.steps_per_epoch=99999"], "config.steps_per_epoch: got 99999; allowed: up to"),
+        (["--config.dataset.name=nonsense"], "'nonsense' is neither 'digits' nor a data set of TFDS"),
+        (["--mode=fly"], "--mode=fly: value should be one of <train|eval>"),
+        (["--workdir=/dev/null/x"], "--workdir: can't write to /dev/null/x"),
+        (["--mode=eval", "--workdir=/tmp/jaxdtp-none"], "/tmp/jaxdtp-none holds no checkpoints"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path):
+    result = run("digits_mlp", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_file_that_cannot_be_loaded(tmp_path):
+    for arguments in ([f"--config={tmp_path}/none.py"], ["--config.seed=1"]):
+        result = subprocess.run([sys.executable, "-m", "jaxdtp.main", *arguments], capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stderr.startswith("jaxdtp: --config: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("config", ["digits_mlp", "digits_lenet"])
+@pytest.mark.parametrize("algorithm", ["ldrl", "bp"])
+def test_digits_are_learned(config, algorithm, tmp_path):
+    """The shipped defaults reach 97 % test accuracy; the test part is 360 images."""
+    start = time.monotonic()
+    result = run(config, f"--config.algorithm={algorithm}", f"--workdir={tmp_path / 'new'}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    print(f"{config} {algorithm}: {time.monotonic() - start:.0f} s")
+    assert json.loads((tmp_path / "new" / "summary.json").read_text())["test_accuracy"] >= 0.97
+
+
+def test_default_workdir_is_fresh_and_printed(tmp_path):
+    result = run("digits_mlp", "--config.num_epochs=1", "--config.dataset.validation_fraction=0", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert workdir.name.startswith("digits_mlp-")
+    assert f"workdir: {workdir.relative_to(tmp_path)}" in result.stdout
+    assert "validation_loss" not in records(workdir)[0]
+
+
+def test_no_tensorflow_is_imported(tmp_path):
+    script = (
+        "import sys; from jaxdtp import main; main.main(sys.argv); "
+        "assert not {'tensorflow', 'torch'} & set(sys.modules), 'imported'"
+    )
+    arguments = command("digits_mlp", "--config.num_epochs=1", f"--workdir={tmp_path}")[3:]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, env=dict(os.environ))

@@ -1,0 +1,126 @@
+"""Configuration: what is refused, in which words, and what an algorithm's own published settings change."""
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.build import build_network, build_settings
+from jaxdtp.config import RULES, ConfigError, default_config, flatten, resolve
+from jaxdtp.schedules import learning_rate
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: Path) -> ConfigDict:
+    namespace = {}
+    exec(path.read_text(), namespace)
+    return namespace["get_config"]()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_config_resolves_for_every_algorithm(path, algorithm):
+    config = load(path)
+    config.algorithm = algorithm
+    config = resolve(config)
+    network = build_network(config, (32, 32, 3), 10) if "digits" not in path.stem else None
+    settings = build_settings(config, steps_per_epoch=10)
+    assert settings.algorithm is ALGORITHMS[algorithm]
+    if network:
+        assert len(settings.feedback) == len(network) - 1
+
+
+def test_every_default_has_a_rule():
+    config = default_config()
+    del config.when
+    assert set(flatten(config)) == set(RULES)
+    resolve(default_config())
+
+
+def test_published_settings_of_an_algorithm_and_the_command_line():
+    config = load(CONFIGS[0].with_name("cifar10_vgg.py"))
+    assert resolve(config).forward.learning_rate == 0.08
+    config.algorithm = "bp"
+    assert resolve(config).forward.learning_rate == 0.05
+    config.forward.learning_rate = 0.3
+    assert resolve(config, {"forward.learning_rate"}).forward.learning_rate == 0.3
+    assert "when" not in resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_epochs", 0, "got 0; allowed: a whole number of 1 or more"),
+        ("num_epochs", True, "got True"),
+        ("beta", float("nan"), "got nan; allowed: a number above 0"),
+        ("beta", "0.5", "got '0.5'"),
+        ("algorithm", "backprop", "allowed: one of ldrl, dtp, tp, bp"),
+        ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
+        ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
+        ("network.hidden", (8, -1), "each item a whole number of 1 or more"),
+        ("feedback.iterations", (3,), "1 values; allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp"),
+        ("feedback.noise_scale", (0.1, 0.1, 0.1), "3 values; allowed: 2 values"),
+        ("feedback.learning_rate", (0.1, "x"), "each item a number above 0"),
+        ("forward.momentum", 1.0, "allowed: a number from 0 to below 1"),
+        ("forward.schedule", "linear", "allowed: one of cosine, step, constant"),
+        ("dataset.flip", 1, "allowed: True or False"),
+    ],
+)
+def test_impossible_values_are_named(key, value, words):
+    config = default_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    assert str(error.value).startswith(f"config.{key}: ")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_and_missing_keys_are_named():
+    config = default_config()
+    config.feedback.sigma = 0.1
+    with pytest.raises(ConfigError, match=r"config.feedback.sigma: unknown key; allowed: feedback.iterations, "):
+        resolve(config)
+    config = default_config()
+    del config.forward["momentum"]
+    with pytest.raises(ConfigError, match=r"config.forward.momentum: missing"):
+        resolve(config)
+    config = default_config()
+    config.when = {"bp": {"forward": {"speed": 1.0}}}
+    with pytest.raises(ConfigError, match=r"config.forward.speed: unknown key"):
+        resolve(config)
+    config.when = {"bpp": {"forward": {"learning_rate": 1.0}}}
+    with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, dtp, tp, bp"):
+        resolve(config)
+
+
+def test_feedback_settings_need_not_fit_where_there_is_no_feedback():
+    config = default_config()
+    config.algorithm = "bp"
+    config.network.hidden = (5,)
+    assert resolve(config).feedback.iterations == (10, 10)
+
+
+def test_cosine_schedule_is_the_published_one():
+    forward = default_config().forward
+    forward.learning_rate = 0.08
+    schedule = learning_rate(forward, steps_per_epoch=10)
+    assert float(schedule(0)) == pytest.approx(0.08)
+    assert float(schedule(9)) == pytest.approx(0.08)
+    assert float(schedule(10)) < 0.08
+    assert float(schedule(42 * 10)) == pytest.approx(1e-5 + (0.08 - 1e-5) * 0.509238, rel=1e-4)
+    assert float(schedule(85 * 10)) == pytest.approx(1e-5, rel=1e-3)
+    assert float(schedule(89 * 10)) > float(schedule(85 * 10))
+
+
+def test_step_and_constant_schedules():
+    forward = default_config().forward
+    forward.learning_rate, forward.schedule, forward.schedule_milestones = 0.1, "step", (2, 4)
+    schedule = learning_rate(forward, steps_per_epoch=10)
+    rates = [float(schedule(10 * epoch)) for epoch in range(6)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    forward.schedule = "constant"
+    assert float(learning_rate(forward, 10)(999)) == pytest.approx(0.1)

@@ -1,0 +1,226 @@
+"""The mathematics of the rules: what L-DRL minimises, when DTP equals backpropagation, what a step consists of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdtp import networks
+from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.blocks import Pass, conv_block, dense_block, feedback
+from jaxdtp.feedback import FeedbackTraining, Noise, ldrl_loss, train_feedback
+from jaxdtp.step import (
+    Settings,
+    TrainState,
+    backprop_gradients,
+    classification_metrics,
+    cross_entropy,
+    init_state,
+    train_step,
+)
+from jaxdtp.targets import difference_target, local_gradients, output_target, propagate_targets
+
+
+@pytest.fixture
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        structure, [jax.random.normal(key, leaf.shape) * 0.3 for key, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+BLOCKS = {
+    "linear": dense_block("fc", (5,), 4, activation=False),
+    "dense": dense_block("fc", (2, 3), 4),
+    "vgg": conv_block("conv", (4, 4, 2), 3),
+    "lenet": conv_block("conv", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.usefixtures("_float64")
+def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
+    """E[L-DRL] -> sigma^2 |J_G - J_F^T|^2 + const for small sigma.
+
+    The expectation of a quadratic form in Gaussian noise is its mean over sqrt(n) times the n unit vectors; averaging
+    over both signs removes the odd orders, so what is left is of relative order sigma^2, without chance.
+    """
+    block, sigma = BLOCKS[name], 1e-4
+    forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
+    x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
+    y, switches = block.forward(forward, x)
+    n, m = x.size, y.size
+
+    def unit_vectors(size, shape):
+        basis = sigma * np.sqrt(size) * np.concatenate([np.eye(size), -np.eye(size)])
+        return jnp.array(basis).reshape(-1, *shape)
+
+    zeros = lambda count, shape: jnp.zeros((count, *shape))  # noqa: E731
+    repeat = lambda count: jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), Pass(x, y, switches))  # noqa: E731
+
+    def expected_loss(params):
+        by_input = Noise(unit_vectors(n, block.input_shape), zeros(2 * n, block.output_shape))
+        by_output = Noise(zeros(2 * m, block.input_shape), unit_vectors(m, block.output_shape))
+        return ldrl_loss(block, params, forward, repeat(2 * n), by_input) + ldrl_loss(
+            block, params, forward, repeat(2 * m), by_output
+        )
+
+    def mismatch(params):
+        jacobian_f = jax.jacobian(lambda x: block.forward(forward, x)[0])(x).reshape(m, n)
+        jacobian_g = jax.jacobian(lambda y: feedback(block, params, y, switches))(y).reshape(n, m)
+        return sigma**2 * jnp.sum((jacobian_g - jacobian_f.T) ** 2)
+
+    ours, reference = jax.grad(expected_loss)(params), jax.grad(mismatch)(params)
+    np.testing.assert_allclose(ours["kernel"], reference["kernel"], rtol=1e-4, atol=1e-4 * sigma**2)
+    np.testing.assert_allclose(ours["bias"], 0, atol=1e-9 * sigma**2)
+    difference = expected_loss(params) - expected_loss(forward_as_feedback(forward, params))
+    np.testing.assert_allclose(difference, mismatch(params) - mismatch(forward_as_feedback(forward, params)), rtol=1e-4)
+
+
+def forward_as_feedback(forward, params):
+    return {"kernel": forward["kernel"], "bias": params["bias"]}
+
+
+@given(
+    hidden=st.lists(st.integers(1, 6), min_size=0, max_size=4),
+    inputs=st.integers(1, 7),
+    classes=st.integers(2, 12),
+    beta=st.floats(1e-3, 0.5),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=25)
+def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, beta, seed):
+    """With transposed weights, and all units in ELU's linear part, where its slope is 1 both ways, the DTP update
+    divided by beta is the BP gradient."""
+    with jax.enable_x64(True):
+        network = networks.mlp((inputs,), classes, hidden=tuple(hidden))
+        forward, backward = networks.init(network, jax.random.key(seed))
+        for block in network[:-1]:
+            # Nothing negative from the input on, and large biases: every unit stays far above 0.
+            forward[block.name]["bias"] = 10.0 * (1 + jnp.abs(forward[block.name]["bias"]))
+            forward[block.name]["kernel"] = jnp.abs(forward[block.name]["kernel"])
+        for name, params in backward.items():
+            params["kernel"] = forward[name]["kernel"]
+        x = jax.random.uniform(jax.random.key(seed + 1), (4, inputs))
+        labels = jax.random.randint(jax.random.key(seed + 2), (4,), 0, classes)
+        passes = networks.forward_passes(network, forward, x)
+        for clean in passes[:-1]:
+            assert (clean.output > 5 * beta).all()
+        targets = propagate_targets(
+            difference_target, network, backward, passes, output_target(passes[-1].output, labels, beta)
+        )
+        estimate = jax.tree.map(lambda g: g / beta, local_gradients(network, forward, passes, targets))
+        reference = backprop_gradients(network, forward, x, labels)
+        for ours, theirs in zip(jax.tree.leaves(estimate), jax.tree.leaves(reference), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.usefixtures("_float64")
+def test_small_difference_targets_are_feedback_jacobian_products(name):
+    """(t[n-1] - s[n-1]) / b -> J_G (t[n] - s[n]) / b, whatever the feedback weights."""
+    block = BLOCKS[name]
+    forward, params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (3, *block.input_shape))
+    y, switches = block.forward(forward, x)
+    direction = jax.random.normal(jax.random.key(2), y.shape)
+    target = difference_target(block, params, Pass(x, y, switches), y + 1e-6 * direction)
+    _, product = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (direction,))
+    np.testing.assert_allclose((target - x) / 1e-6, product, rtol=1e-4, atol=1e-5)
+
+
+def test_feedback_learning_aligns_the_weights():
+    """A few hundred L-DRL iterations turn random feedback weights towards the transposed forward weights."""
+    block = dense_block("fc", (20,), 10)
+    forward, params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (64, 20))
+    optimizer = optax.sgd(0.3, momentum=0.9)
+    training = FeedbackTraining(iterations=500, noise_scale=0.1, noise_samples=1, optimizer=optimizer)
+    clean = Pass(x, *block.forward(forward, x))
+    trained, _, _ = train_feedback(
+        ldrl_loss, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
+    )
+    cosine = lambda a, b: float(jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
+    assert abs(cosine(params["kernel"], forward["kernel"])) < 0.3
+    assert cosine(trained["kernel"], forward["kernel"]) > 0.95
+
+
+def test_noise_samples_are_averaged():
+    """The gradient with many noise samples has less variance: over 200 keys its spread falls by sqrt(16) = 4.
+
+    The estimated ratio of two standard deviations from 200 draws each has a standard error of 7 %, so the bounds
+    below are 7 standard errors away: failure probability below 1e-9.
+    """
+    block = dense_block("fc", (6,), 4)
+    forward, params = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6))
+    clean = Pass(x, *block.forward(forward, x))
+
+    def spread(samples):
+        training = FeedbackTraining(1, 0.1, samples, optax.sgd(1.0))
+        state = training.optimizer.init(params)
+        run = lambda key: train_feedback(ldrl_loss, training, block, params, state, forward, clean, key)[2]  # noqa: E731
+        return float(jnp.std(jax.vmap(run)(jax.random.split(jax.random.key(3), 200))))
+
+    assert 2.0 < spread(1) / spread(16) < 8.0
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
+    algorithm, beta = ALGORITHMS[name], 0.3
+    network = networks.lenet((8, 8, 1), 10, channels=(3,), hidden=(7,))
+    trainings = tuple(FeedbackTraining(k, 0.1, 1, optax.sgd(0.01, momentum=0.9)) for k in (2, 3))
+    config = Settings(algorithm, beta, optax.sgd(0.1, momentum=0.9), trainings)
+    state = init_state(network, config, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
+    labels = jnp.arange(5)
+    key = jax.random.key(2)
+    new, metrics = jax.jit(lambda state: train_step(network, config, state, x, labels, key))(state)
+
+    passes = networks.forward_passes(network, state.forward, x)
+    backward = dict(state.feedback)
+    if algorithm.feedback_loss:
+        for index, (block, training, clean) in enumerate(zip(network[1:], trainings, passes[1:], strict=True)):
+            backward[block.name], _, loss = train_feedback(
+                algorithm.feedback_loss,
+                training,
+                block,
+                state.feedback[block.name],
+                state.feedback_optimizer[block.name],
+                state.forward[block.name],
+                clean,
+                jax.random.fold_in(key, index),
+            )
+            np.testing.assert_allclose(metrics["feedback_loss"][block.name], loss, rtol=1e-4)
+    if algorithm.target_rule:
+        target = output_target(passes[-1].output, labels, beta)
+        targets = propagate_targets(algorithm.target_rule, network, backward, passes, target)
+        gradients = local_gradients(network, state.forward, passes, targets)
+    else:
+        gradients = backprop_gradients(network, state.forward, x, labels)
+    forward = jax.tree.map(lambda p, g: p - 0.1 * g, state.forward, gradients)
+    expected = TrainState(1, forward, backward, new.forward_optimizer, new.feedback_optimizer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, expected)
+    np.testing.assert_allclose(metrics["loss"], jnp.mean(cross_entropy(passes[-1].output, labels)), rtol=1e-5)
+
+
+def test_classification_metrics():
+    logits = jnp.array([[0.0, 1.0, 2.0], [3.0, 3.0, 1.0], [jnp.nan] * 3])
+    labels = jnp.array([2, 0, 1])
+    # Ties and NaN are not correct answers.
+    assert float(classification_metrics(logits, labels)["top1"]) == pytest.approx(1 / 3)
+    weights = jnp.array([1.0, 0.0, 0.0])
+    assert float(classification_metrics(logits, labels, weights)["top1"]) == 1.0
+    wide = -jnp.arange(12.0)[None].repeat(2, axis=0)
+    metrics = classification_metrics(wide, jnp.array([4, 5]))
+    assert float(metrics["top5"]) == 0.5
+    assert float(metrics["top1"]) == 0.0
