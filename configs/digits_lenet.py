@@ -5,7 +5,7 @@ from jaxdtp.config import default_config
 
 def get_config():
     config = default_config()
-    config.num_epochs = 15
+    config.num_epochs = 12
     config.batch_size = 32
     config.beta = 0.5
     config.network.name = "lenet"
@@ -13,11 +13,12 @@ def get_config():
     config.network.hidden = (64,)
     config.dataset.name = "digits"
     config.dataset.mean = (0.3,)
-    config.dataset.std = (0.4,)
-    config.forward.learning_rate = 0.05
-    config.forward.schedule_epochs = 15
+    config.dataset.std = (0.1,)
+    config.forward.learning_rate = 0.01
+    config.forward.warmup_steps = 100
+    config.forward.schedule_epochs = 12
     config.feedback.iterations = (5, 10, 10)
     config.feedback.noise_scale = (0.1, 0.1, 0.1)
-    config.feedback.learning_rate = (0.05, 0.05, 0.1)
-    config.when = {"bp": {"forward": {"learning_rate": 0.025}}}
+    config.feedback.learning_rate = (0.01, 0.02, 0.05)
+    config.when = {"bp": {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}}
     return config

@@ -14,11 +14,12 @@ def get_config():
     config.dataset.name = "mnist"
     config.dataset.mean = (0.1307,)
     config.dataset.std = (3 * 0.3081,)
-    config.forward.learning_rate = 0.012
-    config.forward.warmup_steps = 200
+    config.forward.learning_rate = 0.02
+    config.forward.warmup_steps = 100
     config.forward.schedule_epochs = 2
-    config.feedback.iterations = (2, 15, 15)
+    config.feedback.iterations = (2, 5, 20)
     config.feedback.noise_scale = (0.4164, 0.3826, 0.1395)
-    config.feedback.learning_rate = (2e-3, 8e-4, 0.0128)
+    config.feedback.learning_rate = (5e-4, 4e-4, 0.01)
+    config.feedback.init = "symmetric"
     config.when = {"bp": {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}}
     return config

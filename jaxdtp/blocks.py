@@ -17,11 +17,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxdtp import pooling
 from jaxdtp.convolution import conv, conv_transpose
 
 Parameters = dict[str, jax.Array]
+
+
+def matched_elu(y: jax.Array) -> jax.Array:
+    """A feedback activation whose slope at y is ELU's slope where it took the value y.
+
+        y for y > 0,  y + y^2 / 2 for -1 <= y <= 0,  -1/2 for y < -1,    slope 1, y + 1, 0.
+
+    With ELU itself in the feedback path J_G = J_F^T is out of reach even with transposed weights: its slope at y = -1,
+    where the forward unit is shut, is still 1/e. Targets then keep pushing the block below for a unit that doesn't
+    answer, and activations grow until training diverges.
+    """
+    return jnp.where(y > 0, y, 0.5 * (jnp.maximum(y, -1.0) + 1) ** 2 - 0.5)
+
+
+FEEDBACK_ACTIVATIONS = {"elu": jax.nn.elu, "matched": matched_elu}
 
 
 class Block(NamedTuple):
@@ -76,8 +92,9 @@ def conv_block(
     window: int = 2,
     stride: int = 2,
     padding: int = 0,
+    feedback_activation: Callable[[jax.Array], jax.Array] = jax.nn.elu,
 ) -> Block:
-    """Forward convolution -> ELU -> max-pool, feedback un-pool -> ELU -> transposed convolution.
+    """Forward convolution -> ELU -> max-pool, feedback un-pool -> activation -> transposed convolution.
 
     Args:
         name: the block's name.
@@ -85,6 +102,7 @@ def conv_block(
         channels: of the output.
         kernel_size: of the 'SAME' convolution with stride 1, odd.
         window, stride, padding: of the pooling, pixels. VGG: 2, 2, 0; LeNet: 3, 2, 1.
+        feedback_activation: one of `FEEDBACK_ACTIVATIONS`; the published runs have ELU.
 
     Raises:
         ValueError: the kernel size is even, or pooling leaves no pixel.
@@ -107,7 +125,7 @@ def conv_block(
         return pooling.max_pool(activation, window, stride, padding)
 
     def gate(y: jax.Array, switches: jax.Array) -> jax.Array:
-        return jax.nn.elu(pooling.max_unpool(y, switches, (height, width), window, stride, padding))
+        return feedback_activation(pooling.max_unpool(y, switches, (height, width), window, stride, padding))
 
     def project(params: Parameters, h: jax.Array) -> jax.Array:
         return _add_bias(conv_transpose(h, params["kernel"]), params)
@@ -115,26 +133,34 @@ def conv_block(
     return Block(name, tuple(input_shape), (*pooled, channels), init, forward, gate, project)
 
 
-def dense_block(name: str, input_shape: tuple[int, ...], features: int, *, activation: bool = True) -> Block:
-    """Forward flatten -> dense -> ELU, feedback ELU -> dense -> reshape.
+def dense_block(
+    name: str,
+    input_shape: tuple[int, ...],
+    features: int,
+    *,
+    activation: bool = True,
+    feedback_activation: Callable[[jax.Array], jax.Array] = jax.nn.elu,
+) -> Block:
+    """Forward flatten -> dense -> ELU, feedback activation -> dense -> reshape.
 
     Args:
         name: the block's name.
         input_shape: of one example, any rank.
         features: of the output.
-        activation: False for the last block of a network, which has no ELU either way.
+        activation: False for the last block of a network, which has no activation either way.
+        feedback_activation: one of `FEEDBACK_ACTIVATIONS`; the published runs have ELU.
     """
     in_features = math.prod(input_shape)
-    activate = jax.nn.elu if activation else lambda values: values
 
     def init(key: jax.Array) -> tuple[Parameters, Parameters]:
         return _init_pair(key, (in_features, features), features, in_features, in_features, features)
 
     def forward(params: Parameters, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        return activate(_add_bias(x.reshape(-1, in_features) @ params["kernel"], params)), ()
+        y = _add_bias(x.reshape(-1, in_features) @ params["kernel"], params)
+        return jax.nn.elu(y) if activation else y, ()
 
     def gate(y: jax.Array, switches: tuple[()]) -> jax.Array:
-        return activate(y)
+        return feedback_activation(y) if activation else y
 
     def project(params: Parameters, h: jax.Array) -> jax.Array:
         return _add_bias(h @ params["kernel"].T, params).reshape(-1, *input_shape)

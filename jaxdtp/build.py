@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from jaxdtp import schedules
 from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.blocks import FEEDBACK_ACTIVATIONS
 from jaxdtp.config import ConfigError
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
@@ -25,9 +26,12 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
         ConfigError: the images are too small for the network.
     """
     name = config.network.name
-    convolutions = {} if name == "mlp" else {"channels": tuple(config.network.channels)}
+    feedback_activation = FEEDBACK_ACTIVATIONS[config.feedback.activation]
+    sizes = {"hidden": tuple(config.network.hidden)}
+    if name != "mlp":
+        sizes["channels"] = tuple(config.network.channels)
     try:
-        return NETWORKS[name](input_shape, num_classes, hidden=tuple(config.network.hidden), **convolutions)
+        return NETWORKS[name](input_shape, num_classes, **sizes, feedback_activation=feedback_activation)
     except ValueError as error:
         raise ConfigError(f"config.network: {name} doesn't fit images of shape {input_shape}: {error}") from error
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.blocks import FEEDBACK_ACTIVATIONS
 from jaxdtp.networks import NETWORKS
 from jaxdtp.schedules import SCHEDULES
 
@@ -59,6 +60,7 @@ def default_config() -> ConfigDict:
     config.feedback.momentum = 0.9
     config.feedback.noise_samples = 1
     config.feedback.init = "random"
+    config.feedback.activation = "elu"  # 'matched': the slope at y is the forward slope there
 
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command
     # line says otherwise.
@@ -135,6 +137,7 @@ RULES = {
     "feedback.momentum": _SHARE,
     "feedback.noise_samples": _whole(1),
     "feedback.init": _one_of(("random", "symmetric")),
+    "feedback.activation": _one_of(FEEDBACK_ACTIVATIONS),
 }
 """What is allowed for each key of `default_config()`."""
 

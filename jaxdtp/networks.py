@@ -1,5 +1,7 @@
 """Networks as sequences of blocks, and what is done with a whole network: initialise, run forward, classify."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -8,13 +10,21 @@ from jaxdtp.blocks import Block, Parameters, Pass, conv_block, dense_block
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
 
+Activation = Callable[[jax.Array], jax.Array]
+
 NetworkParameters = dict[str, Parameters]
 """Parameters by block name."""
 
 
-def mlp(input_shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...] = (256, 256)) -> Network:
+def mlp(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    hidden: tuple[int, ...] = (256, 256),
+    feedback_activation: Activation = jax.nn.elu,
+) -> Network:
     """Dense ELU blocks of `hidden` features and a linear block."""
-    return _classifier((), input_shape, num_classes, hidden)
+    return _classifier((), input_shape, num_classes, hidden, feedback_activation)
 
 
 def lenet(
@@ -23,10 +33,12 @@ def lenet(
     *,
     channels: tuple[int, ...] = (32, 64),
     hidden: tuple[int, ...] = (512,),
+    feedback_activation: Activation = jax.nn.elu,
 ) -> Network:
     """Blocks of 5x5 convolution, ELU and 3x3/2 max-pooling, then dense blocks (Ernoult et al. 2022: 32-64-512)."""
-    convolutions = _convolutions(input_shape, channels, kernel_size=5, window=3, stride=2, padding=1)
-    return _classifier(convolutions, input_shape, num_classes, hidden)
+    geometry = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
+    convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
+    return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
 
 
 def vgg(
@@ -35,11 +47,13 @@ def vgg(
     *,
     channels: tuple[int, ...] = (128, 128, 256, 256, 512),
     hidden: tuple[int, ...] = (),
+    feedback_activation: Activation = jax.nn.elu,
 ) -> Network:
     """Blocks of 3x3 convolution, ELU and 2x2/2 max-pooling, then dense blocks (Ernoult et al. 2022:
     128-128-256-256-512 and one linear block)."""
-    convolutions = _convolutions(input_shape, channels, kernel_size=3, window=2, stride=2, padding=0)
-    return _classifier(convolutions, input_shape, num_classes, hidden)
+    geometry = {"kernel_size": 3, "window": 2, "stride": 2, "padding": 0}
+    convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
+    return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
 
 
 def init(network: Network, key: jax.Array, *, symmetric: bool = False) -> tuple[NetworkParameters, NetworkParameters]:
@@ -73,21 +87,26 @@ def logits(network: Network, params: NetworkParameters, x: jax.Array) -> jax.Arr
     return forward_passes(network, params, x)[-1].output
 
 
-def _convolutions(input_shape, channels, **geometry) -> Network:
+def _convolutions(input_shape, channels, geometry: dict[str, int], feedback_activation: Activation) -> Network:
     blocks = []
     for index, out_channels in enumerate(channels):
-        blocks.append(conv_block(f"conv_{index}", input_shape, out_channels, **geometry))
+        blocks.append(
+            conv_block(f"conv_{index}", input_shape, out_channels, feedback_activation=feedback_activation, **geometry)
+        )
         input_shape = blocks[-1].output_shape
     return tuple(blocks)
 
 
-def _classifier(blocks: Network, input_shape, num_classes: int, hidden: tuple[int, ...]) -> Network:
+def _classifier(
+    blocks: Network, input_shape, num_classes: int, hidden: tuple[int, ...], feedback_activation: Activation
+) -> Network:
     """Dense blocks on top of `blocks`: `hidden` with ELU, then one linear block with `num_classes` outputs."""
     shape = blocks[-1].output_shape if blocks else tuple(input_shape)
     sizes = (*hidden, num_classes)
     names = [f"fc{index}" for index in range(1, len(sizes) + 1)] if hidden else ["fc"]
     for name, size in zip(names, sizes, strict=True):
-        blocks += (dense_block(name, shape, size, activation=name != names[-1]),)
+        activation = name != names[-1]
+        blocks += (dense_block(name, shape, size, activation=activation, feedback_activation=feedback_activation),)
         shape = (size,)
     return blocks
 

@@ -189,12 +189,14 @@ def train_epoch(
             bar.update(int(ran) * batch_size)
             if ran < count:
                 break
+            loss = f"loss {float(totals['loss']) / done:.4f}"
+            bar.set_postfix_str(loss)
             now = time.perf_counter()
             seconds_per_step = (now - start) / done
             if bar.disable and now - last_line > SECONDS_PER_LINE:
                 left = tqdm.format_interval((steps - done) * seconds_per_step)
-                speed = batch_size / seconds_per_step
-                print(f"epoch {number}: step {done}/{steps}, {speed:.0f} images/s, {left} left", flush=True)
+                speed = f"{batch_size / seconds_per_step:.0f} images/s"
+                print(f"epoch {number}: step {done}/{steps}, {loss}, {speed}, {left} left", flush=True)
                 last_line = now
             count = max(1, round(SECONDS_PER_CALL / seconds_per_step))
     return state, jax.device_get(totals), time.perf_counter() - start

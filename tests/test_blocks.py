@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdtp import networks
-from jaxdtp.blocks import conv_block, dense_block, feedback, feedback_difference
+from jaxdtp.blocks import conv_block, dense_block, feedback, feedback_difference, matched_elu
 from jaxdtp.convolution import conv, conv_transpose
 from jaxdtp.pooling import max_pool, max_unpool, pooled_size
 
@@ -111,6 +111,32 @@ def test_feedback_difference_is_the_difference_of_feedbacks(block):
     difference = feedback_difference(block, params, block.gate(a, switches), block.gate(b, switches))
     expected = feedback(block, params, a, switches) - feedback(block, params, b, switches)
     np.testing.assert_allclose(difference, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("a", [-3.0, -0.7, -1e-3, 0.2, 4.0])
+def test_matched_activation_has_the_forward_slope(a):
+    """Its slope at y = ELU(a) is ELU's slope at a, and it is continuous and flat below ELU's range."""
+    slope = jax.grad(matched_elu)(jax.nn.elu(a))
+    np.testing.assert_allclose(slope, jax.grad(jax.nn.elu)(a), rtol=1e-5)
+    assert jax.grad(matched_elu)(-5.0) == 0
+    np.testing.assert_allclose(matched_elu(jnp.array([-5.0, -1.0, 0.0, 2.0])), [-0.5, -0.5, 0.0, 2.0])
+
+
+@given(seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=10)
+def test_matched_feedback_with_transposed_weights_is_the_transposed_jacobian(seed):
+    """J_G = J_F^T exactly, in all of ELU's range, which ELU feedback can't reach."""
+    network = networks.mlp((6,), 5, hidden=(7, 4), feedback_activation=matched_elu)
+    forward, _ = networks.init(network, jax.random.key(seed))
+    x = 3 * jax.random.normal(jax.random.key(seed + 1), (2, 6))
+    for block in network:
+        y, switches = block.forward(forward[block.name], x)
+        cotangent = jax.random.normal(jax.random.key(seed + 2), y.shape)
+        params = {"kernel": forward[block.name]["kernel"]}
+        _, ours = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (cotangent,))  # noqa: B023
+        (exact,) = jax.vjp(lambda x: block.forward(forward[block.name], x)[0], x)[1](cotangent)  # noqa: B023
+        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5)
+        x = y
 
 
 def test_published_networks_have_the_published_shapes():

@@ -18,7 +18,7 @@ from jaxdtp.config import default_config, resolve
 from jaxdtp.step import init_state
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("--config.num_epochs=6", "--config.feedback.iterations=3,3")
+SHORT = ("--config.num_epochs=6", "--config.feedback.iterations=20,20")
 
 
 def command(config, *arguments):
@@ -67,7 +67,7 @@ def test_a_run_leaves_metrics_summary_plots_and_checkpoints(finished):
         assert {f"{metric}/fc2", f"{metric}/fc3"} <= set(lines[0])
     assert {"train_loss", "train_top1", "validation_loss", "validation_top1", "learning_rate"} <= set(lines[0])
     assert lines[-1]["validation_loss"] < lines[0]["validation_loss"]
-    assert lines[-1]["weight_angle/fc2"] < 60 < 80 < lines[0]["weight_angle/fc2"] + 40
+    assert lines[-1]["weight_angle/fc2"] < 30
     for name in ("accuracy", "loss", "weight_angles", "feedback_loss"):
         assert (workdir / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
@@ -90,7 +90,7 @@ def test_a_workdir_of_another_config_is_refused(finished):
     before = (workdir / "metrics.jsonl").read_bytes()
     result = run("digits_mlp", *SHORT, f"--workdir={workdir}", "--config.beta=0.25", "--config.seed=7")
     assert result.returncode == 2
-    assert "beta (there 0.5, here 0.25), seed (there 0, here 7)" in result.stderr
+    assert "beta (there 0.5, here 0.25), seed (there 0, here 7); " in result.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -114,8 +114,10 @@ def test_killed_and_continued_is_as_never_stopped(finished, tmp_path, after_epoc
     assert result.returncode == 0, result.stderr
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole))
     timings = ("seconds", "images_per_second")
-    strip = lambda lines: [{k: v for k, v in line.items() if k not in timings} for line in lines]  # noqa: E731
-    assert strip(records(tmp_path)) == strip(records(whole))
+    for ours, theirs in zip(records(tmp_path), records(whole), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timings} == {
+            k: v for k, v in theirs.items() if k not in timings
+        }
 
 
 def test_divergence_stops_with_the_block_and_exit_code_3(tmp_path):
@@ -166,10 +168,8 @@ def test_a_config_file_that_cannot_be_loaded(tmp_path):
 @pytest.mark.parametrize("algorithm", ["ldrl", "bp"])
 def test_digits_are_learned(config, algorithm, tmp_path):
     """The shipped defaults reach 97 % test accuracy; the test part is 360 images."""
-    start = time.monotonic()
     result = run(config, f"--config.algorithm={algorithm}", f"--workdir={tmp_path / 'new'}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    print(f"{config} {algorithm}: {time.monotonic() - start:.0f} s")
     assert json.loads((tmp_path / "new" / "summary.json").read_text())["test_accuracy"] >= 0.97
 
 
