@@ -66,8 +66,8 @@ def append_record(workdir: Path, record: Record) -> None:
 
 
 def read_records(workdir: Path, last_epoch: int) -> list[Record]:
-    """The epochs of metrics.jsonl up to `last_epoch`, and cut the file there: a killed run may have written more
-    epochs, or half a line, than its last checkpoint knows of."""
+    """The epochs of metrics.jsonl up to `last_epoch`: a killed run may have written more epochs, and half a line, than
+    its last checkpoint knows of."""
     path = workdir / "metrics.jsonl"
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -77,8 +77,12 @@ def read_records(workdir: Path, last_epoch: int) -> list[Record]:
             break
         if record["epoch"] <= last_epoch:
             records.append(record)
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def write_records(workdir: Path, records: list[Record]) -> None:
+    """Replace metrics.jsonl."""
+    write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_tensorboard(writer, record: Record) -> None:

@@ -58,6 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     if last_epoch:
         state = checkpoints.restore(manager, last_epoch, state)
     records = reports.read_records(workdir, last_epoch)
+    reports.write_records(workdir, records)
 
     sizes = " / ".join(str(len(split.labels)) for split in (dataset.train, dataset.validation, dataset.test))
     print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
@@ -115,10 +116,10 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     dataset = data.load(config.dataset, config.seed)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
     settings = build_settings(config, steps_in_epoch(config, dataset))
-    if not (workdir / "checkpoints").is_dir():
+    manager = checkpoints.open_checkpoints(workdir) if (workdir / "checkpoints").is_dir() else None
+    if manager is None or manager.latest_step() is None:
         raise ConfigError(f"--workdir: {workdir} holds no checkpoints; allowed: the workdir of a training run")
     claim_workdir(workdir, config)
-    manager = checkpoints.open_checkpoints(workdir)
     state = init_state(network, settings, jax.random.key(config.seed))
     evaluate = functools.partial(epoch.evaluate, network, build_preprocessing(config), EVALUATION_BATCH)
     records = reports.read_records(workdir, manager.latest_step())

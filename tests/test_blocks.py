@@ -53,7 +53,7 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
 
 
 @given(height=st.integers(1, 7), width=st.integers(1, 7), size=st.sampled_from([1, 3, 5]), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 def test_convolution_and_its_derivatives(height, width, size, seed):
     """Value, both derivatives forward and reverse, and the transpose, against XLA's plain convolution."""
     keys = jax.random.split(jax.random.key(seed), 5)

@@ -1,0 +1,50 @@
+"""Keep a finished run as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND"`.
+
+Writes benchmarks/results/NAME.json with the run's summary, epochs, configuration, machine, versions, date and command,
+and copies its plots beside it as NAME-PLOT.png.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(workdir: Path, name: str, command: str) -> Path:
+    """Write the result of the run in `workdir` and return its path."""
+    result = {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+        },
+        "summary": json.loads((workdir / "summary.json").read_text()),
+        "config": json.loads((workdir / "config.json").read_text()),
+        "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for plot in (workdir / "plots").glob("*.png"):
+        shutil.copy(plot, RESULTS / f"{name}-{plot.name}")
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    print(record(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
