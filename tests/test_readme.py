@@ -35,5 +35,6 @@ def test_example(code):
 def test_the_config_reference_lists_every_key_and_default():
     config = default_config()
     del config.when
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", README, re.MULTILINE))
+    section = README.partition("## Configuration")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", section, re.MULTILINE))
     assert rows == {key: repr(value) for key, value in flatten(config).items()}
