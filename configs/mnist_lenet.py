@@ -1,7 +1,7 @@
 """LeNet 32-64-512 on MNIST. Published accuracy (Ernoult et al. 2022): 98.9 % by L-DRL, 98.9 % by BP.
 
 Settings are our own, for 2 epochs on a CPU: 2, 15, 15 feedback iterations per batch where the published CIFAR-10 run
-has 41, 51, 24. With so few, feedback weights lag behind the forward weights, and higher forward learning rates diverge.
+has 41, 51, 24. With so few, feedback weights lag behind; forward learning rates of 0.015 and more have diverged.
 """
 
 from jaxdtp.config import default_config

@@ -24,6 +24,8 @@ from jaxdtp.convolution import conv, conv_transpose
 
 Parameters = dict[str, jax.Array]
 
+Activation = Callable[[jax.Array], jax.Array]
+
 
 def matched_elu(y: jax.Array) -> jax.Array:
     """A feedback activation whose slope at y is ELU's slope where it took the value y.
@@ -31,8 +33,7 @@ def matched_elu(y: jax.Array) -> jax.Array:
         y for y > 0,  y + y^2 / 2 for -1 <= y <= 0,  -1/2 for y < -1,    slope 1, y + 1, 0.
 
     With ELU itself in the feedback path J_G = J_F^T is out of reach even with transposed weights: its slope at y = -1,
-    where the forward unit is shut, is still 1/e. Targets then keep pushing the block below for a unit that doesn't
-    answer, and activations grow until training diverges.
+    where the forward unit is shut, is still 1/e, and targets push the block below for a unit that doesn't answer.
     """
     return jnp.where(y > 0, y, 0.5 * (jnp.maximum(y, -1.0) + 1) ** 2 - 0.5)
 
@@ -92,7 +93,7 @@ def conv_block(
     window: int = 2,
     stride: int = 2,
     padding: int = 0,
-    feedback_activation: Callable[[jax.Array], jax.Array] = jax.nn.elu,
+    feedback_activation: Activation = jax.nn.elu,
 ) -> Block:
     """Forward convolution -> ELU -> max-pool, feedback un-pool -> activation -> transposed convolution.
 
@@ -139,7 +140,7 @@ def dense_block(
     features: int,
     *,
     activation: bool = True,
-    feedback_activation: Callable[[jax.Array], jax.Array] = jax.nn.elu,
+    feedback_activation: Activation = jax.nn.elu,
 ) -> Block:
     """Forward flatten -> dense -> ELU, feedback activation -> dense -> reshape.
 

@@ -1,16 +1,12 @@
 """Networks as sequences of blocks, and what is done with a whole network: initialise, run forward, classify."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.blocks import Block, Parameters, Pass, conv_block, dense_block
+from jaxdtp.blocks import Activation, Block, Parameters, Pass, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
-
-Activation = Callable[[jax.Array], jax.Array]
 
 NetworkParameters = dict[str, Parameters]
 """Parameters by block name."""

@@ -85,7 +85,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
 
             record = {"epoch": number, "step": int(state.step), "seconds": seconds}
             record["images_per_second"] = steps * config.batch_size / seconds
-            record |= learning_rates(config, list(state.feedback), number)
+            record |= learning_rates(config, list(state.feedback), steps, number)
             record |= reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_")
             record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
             if len(dataset.validation.labels):
@@ -219,9 +219,10 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
     return None
 
 
-def learning_rates(config: ConfigDict, feedback_blocks: list[str], number: int) -> reports.Record:
-    """The learning rates of epoch `number` = 1, 2, ...: forward, and of each block that has feedback weights."""
-    forward = schedules.SCHEDULES[config.forward.schedule](config.forward)(number - 1)
+def learning_rates(config: ConfigDict, feedback_blocks: list[str], steps: int, number: int) -> reports.Record:
+    """The learning rates in the last step of epoch `number` = 1, 2, ...: forward, and of each block that has feedback
+    weights."""
+    forward = schedules.learning_rate(config.forward, steps)(number * steps - 1)
     rates = {"learning_rate": float(forward)}
     return rates | {
         f"feedback_learning_rate/{name}": rate
