@@ -62,6 +62,10 @@ def default_config() -> ConfigDict:
     config.feedback.init = "random"
     config.feedback.activation = "elu"  # 'matched': the slope at y is the forward slope there
 
+    config.alignment = ConfigDict()
+    config.alignment.every_epochs = 0  # how often Jacobian and gradient matching are measured; 0: never
+    config.alignment.probes = 16  # random vectors for each example
+
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command
     # line says otherwise.
     config.when = ConfigDict()
@@ -138,6 +142,8 @@ RULES = {
     "feedback.noise_samples": _whole(1),
     "feedback.init": _one_of(("random", "symmetric")),
     "feedback.activation": _one_of(FEEDBACK_ACTIVATIONS),
+    "alignment.every_epochs": _whole(0),
+    "alignment.probes": _whole(2),
 }
 """What is allowed for each key of `default_config()`."""
 

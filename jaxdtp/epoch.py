@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxdtp import networks
+from jaxdtp.alignment import gradient_matching, jacobian_matching
 from jaxdtp.data import Split
 from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.step import Metrics, Settings, TrainState, classification_metrics, init_state, train_step
+from jaxdtp.step import (
+    Metrics,
+    Settings,
+    TrainState,
+    classification_metrics,
+    init_state,
+    train_all_feedback,
+    train_step,
+)
 
 
 class Preprocessing(NamedTuple):
@@ -136,3 +145,52 @@ def evaluate(
 
     sums = jax.lax.map(batch_metrics, jnp.arange(0, examples, batch_size))
     return jax.tree.map(lambda values: jnp.sum(values) / examples, sums)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "settings", "preprocessing", "batch_size", "probes"))
+def measure_alignment(
+    network: Network,
+    settings: Settings,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    probes: int,
+    state: TrainState,
+    data: Split,
+    key: jax.Array,
+) -> Metrics:
+    """Jacobian and gradient matching in a step on the first batch of a split, as `alignment` measures them.
+
+    Feedback weights are trained on the batch first, as the step does it, and thrown away afterwards.
+
+    Args:
+        network, settings, state: as in `train_step`; the rule has targets.
+        preprocessing: only its normalisation is used.
+        batch_size: examples in the batch.
+        probes: for each example.
+        data: uint8 images and labels.
+        key: of noise and probes.
+
+    Returns:
+        By block name 'jacobian_angle' (degrees) and 'jacobian_error' (relative) of blocks 2..N, 'update_angle',
+        'bias_update_angle' (degrees) and 'update_distance' (relative) of all blocks.
+    """
+    images, labels = normalise(preprocessing, data.images[:batch_size]), data.labels[:batch_size]
+    noise_key, probe_key = jax.random.split(key)
+    passes = networks.forward_passes(network, state.forward, images)
+    feedback, _, _ = train_all_feedback(network, settings, state, passes, noise_key)
+    jacobians = {
+        block.name: jacobian_matching(
+            block, state.forward[block.name], feedback[block.name], clean.input, probe_key, probes=probes
+        )
+        for block, clean in zip(network[1:], passes[1:], strict=True)
+    }
+    updates = gradient_matching(
+        network, settings.algorithm.target_rule, state.forward, feedback, images, labels, settings.beta
+    )
+    return {
+        "jacobian_error": {name: error.value for name, (error, _) in jacobians.items()},
+        "jacobian_angle": {name: angle.value for name, (_, angle) in jacobians.items()},
+        "update_angle": {name: match["kernel"].angle for name, match in updates.items()},
+        "bias_update_angle": {name: match["bias"].angle for name, match in updates.items()},
+        "update_distance": {name: match["kernel"].distance for name, match in updates.items()},
+    }

@@ -14,8 +14,9 @@ _COLOURS = plt.get_cmap("tab10").colors
 
 
 def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
-    """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses and the
-    angles between forward and feedback weights, all over epochs. Returns their paths."""
+    """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses,
+    the angles between forward and feedback weights and those that were measured of Jacobians and updates, all over
+    epochs. Returns their paths."""
     directory = workdir / "plots"
     directory.mkdir(exist_ok=True)
     figures = {
@@ -23,6 +24,10 @@ def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
         "loss": _splits(records, "loss", "cross-entropy (nats)", 1),
         "weight_angles": _blocks(records, "weight_angle", "angle of feedback to\ntransposed forward weights (degrees)"),
         "feedback_loss": _blocks(records, "feedback_loss", "feedback loss"),
+        "update_angles": _blocks(records, "update_angle", "angle of update to\nbackpropagation gradient (degrees)"),
+        "jacobian_angles": _blocks(
+            records, "jacobian_angle", "angle of feedback to\ntransposed forward Jacobian (degrees)"
+        ),
     }
     paths = []
     for name, figure in figures.items():
@@ -53,11 +58,14 @@ def _splits(records: list[Record], metric: str, label: str, scale: float):
 
 def _blocks(records: list[Record], metric: str, label: str):
     """One curve for each block, or None where no block has the metric."""
-    names = of_blocks(records[0], metric)
-    if not names:
+    records = [record for record in records if of_blocks(record, metric)]
+    if not records:
         return None
     figure, axes = _new_figure(label)
-    for index, name in enumerate(names):
+    for index, name in enumerate(of_blocks(records[0], "activation")):
+        # A block has the same colour in every figure, also where others are missing.
+        if f"{metric}/{name}" not in records[0]:
+            continue
         values = [record[f"{metric}/{name}"] for record in records]
         axes.plot(_epochs(records), values, "o-", color=_COLOURS[index % 10], markersize=4, label=name)
     return figure

@@ -98,7 +98,7 @@ def train_step(
     metrics["activation"] = {
         block.name: jnp.sqrt(jnp.mean(clean.output**2)) for block, clean in zip(network, passes, strict=True)
     }
-    feedback, feedback_optimizer, metrics["feedback_loss"] = _train_feedback(network, settings, state, passes, key)
+    feedback, feedback_optimizer, metrics["feedback_loss"] = train_all_feedback(network, settings, state, passes, key)
 
     if settings.algorithm.target_rule is None:
         gradients = backprop_gradients(network, state.forward, images, labels)
@@ -115,6 +115,35 @@ def train_step(
         forward_optimizer=forward_optimizer,
         feedback_optimizer=feedback_optimizer,
     ), metrics
+
+
+def train_all_feedback(
+    network: Network, settings: Settings, state: TrainState, passes: list[Pass], key: jax.Array
+) -> tuple[NetworkParameters, dict[str, optax.OptState], dict[str, jax.Array]]:
+    """Feedback parameters, optimizer states and mean losses of blocks 2..N after this batch, each by block name.
+
+    Args:
+        network, settings, state: as in `train_step`.
+        passes: as from `networks.forward_passes`.
+        key: of the noise.
+    """
+    loss = settings.algorithm.feedback_loss
+    if loss is None:
+        return state.feedback, state.feedback_optimizer, {}
+    params, optimizer_states, losses = {}, {}, {}
+    for index, (block, training, clean) in enumerate(zip(network[1:], settings.feedback, passes[1:], strict=True)):
+        name = block.name
+        params[name], optimizer_states[name], losses[name] = train_feedback(
+            loss,
+            training,
+            block,
+            state.feedback[name],
+            state.feedback_optimizer[name],
+            state.forward[name],
+            clean,
+            jax.random.fold_in(key, index),
+        )
+    return params, optimizer_states, losses
 
 
 def backprop_gradients(
@@ -148,24 +177,3 @@ def classification_metrics(logits: jax.Array, labels: jax.Array, weights: jax.Ar
     if logits.shape[-1] > 10:
         values["top5"] = rank < 5
     return {name: jnp.average(value, weights=weights) for name, value in values.items()}
-
-
-def _train_feedback(network: Network, settings: Settings, state: TrainState, passes: list[Pass], key: jax.Array):
-    """Feedback parameters, optimizer states and losses of blocks 2..N after this batch, each by block name."""
-    loss = settings.algorithm.feedback_loss
-    if loss is None:
-        return state.feedback, state.feedback_optimizer, {}
-    params, optimizer_states, losses = {}, {}, {}
-    for index, (block, training, clean) in enumerate(zip(network[1:], settings.feedback, passes[1:], strict=True)):
-        name = block.name
-        params[name], optimizer_states[name], losses[name] = train_feedback(
-            loss,
-            training,
-            block,
-            state.feedback[name],
-            state.feedback_optimizer[name],
-            state.forward[name],
-            clean,
-            jax.random.fold_in(key, index),
-        )
-    return params, optimizer_states, losses

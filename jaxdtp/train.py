@@ -51,7 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     preprocessing = build_preprocessing(config)
     claim_workdir(workdir, config)
 
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
     state = init_state(network, settings, init_key)
     manager = checkpoints.open_checkpoints(workdir)
     last_epoch = manager.latest_step() or 0
@@ -64,10 +64,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
     dataset = jax.device_put(dataset)
     evaluate = functools.partial(epoch.evaluate, network, preprocessing, EVALUATION_BATCH)
+    constants = (network, settings, preprocessing, config.batch_size)
+    measured_every = config.alignment.every_epochs if settings.algorithm.target_rule else 0
     zeros = epoch.zero_metrics(network, settings)
     if last_epoch < config.num_epochs:
         start = time.perf_counter()
-        constants = (network, settings, preprocessing, config.batch_size)
         run_steps = epoch.train_steps.lower(*constants, dataset.train, train_key, 0, state, zeros, 0, 0).compile()
         print(f"{steps} steps per epoch, compiled in {time.perf_counter() - start:.1f} s for {jax.devices()[0]}")
     print(reports.console_heading(), *map(reports.console_line, records), sep="\n", flush=True)
@@ -88,6 +89,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             record |= learning_rates(config, list(state.feedback), steps, number)
             record |= reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_")
             record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
+            if measured_every and number % measured_every == 0:
+                key = jax.random.fold_in(measure_key, number)
+                matching = epoch.measure_alignment(*constants, config.alignment.probes, state, dataset.train, key)
+                record |= reports.flat_metrics(matching)
             if len(dataset.validation.labels):
                 record |= reports.flat_metrics(evaluate(state.forward, dataset.validation), "validation_")
             records.append(record)

@@ -1,0 +1,183 @@
+"""Assertions for a test suite: feedback matches the transposed Jacobian, updates match backpropagation.
+
+They work on our networks and on a user's own `Block`; a failure is an AssertionError that leads to the fault.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdtp import alignment
+from jaxdtp.blocks import Block, Parameters, feedback
+from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.targets import TargetRule, difference_target
+
+
+def assert_jacobian_matches_transpose(
+    block: Block,
+    params: tuple[Parameters, Parameters],
+    x: jax.Array,
+    *,
+    max_degrees: float | None = None,
+    max_relative_error: float | None = None,
+    probes: int = 16,
+    seed: int = 0,
+) -> None:
+    """Assert that the feedback Jacobian J_G is the transposed forward Jacobian J_F^T (`alignment.jacobian_matching`).
+
+    Args:
+        block: the block.
+        params: forward and feedback parameters.
+        x: [batch, *block.input_shape].
+        max_degrees: of the angle between J_G and J_F^T.
+        max_relative_error: of |J_G - J_F^T|_F / |J_F|_F. One of the two tolerances or both.
+        probes: for each example, 2 or more.
+        seed: of the probes.
+
+    Raises:
+        AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the block, what
+            was measured with its standard error, and the output unit with the greatest error.
+        ValueError: no tolerance.
+    """
+    _check_tolerances(max_degrees, max_relative_error)
+    forward_params, feedback_params = params
+    _assert_mirrored(block, forward_params, feedback_params, x)
+    error, angle = alignment.jacobian_matching(
+        block, forward_params, feedback_params, x, jax.random.key(seed), probes=probes
+    )
+    faults = []
+    if max_degrees is not None and not angle.value <= max_degrees:
+        faults.append(
+            f"the angle between J_G and J_F^T is {angle.value:.3g} +- {angle.standard_error:.1g} degrees, allowed: "
+            f"{max_degrees}"
+        )
+    if max_relative_error is not None and not error.value <= max_relative_error:
+        faults.append(
+            f"|J_G - J_F^T| / |J_F| is {error.value:.3g} +- {error.standard_error:.1g}, allowed: {max_relative_error}"
+        )
+    if faults:
+        errors, norms = map(np.asarray, _jacobian_unit_errors(block, forward_params, feedback_params, x))
+        worst = int(np.argmax(errors))
+        unit = tuple(int(i) for i in np.unravel_index(worst, block.output_shape))
+        raise AssertionError(
+            f"block {block.name}: {'; '.join(faults)} ({probes} probes for each of {len(x)} examples). Worst output "
+            f"unit {unit} of {block.output_shape}: its gradient is off by {np.sqrt(errors[worst] / norms[worst]):.3g} "
+            f"of its norm, {errors[worst] / np.sum(errors):.0%} of the block's squared error"
+        )
+
+
+def assert_updates_match_backprop(
+    network: Network,
+    params: tuple[NetworkParameters, NetworkParameters],
+    batch: tuple[jax.Array, jax.Array],
+    *,
+    max_degrees: float | None = None,
+    max_relative_error: float | None = None,
+    beta: float = 0.01,
+    target_rule: TargetRule = difference_target,
+) -> None:
+    """Assert that local gradients, divided by beta, are the backpropagation gradients (`alignment.gradient_matching`).
+
+    Args:
+        network: the blocks.
+        params: forward and feedback parameters by block name.
+        batch: images [batch, *network[0].input_shape], normalised, and labels [batch], integers.
+        max_degrees: of the angle between update and gradient of each block's kernel and bias.
+        max_relative_error: of |update / beta - gradient| / |gradient|. One of the two tolerances or both.
+        beta: step size of the output target.
+        target_rule: which carries targets downwards.
+
+    Raises:
+        AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the blocks from
+            the top one down, which is the way the fault came, with what was measured, the mean over single examples
+            with its standard error, and the output unit with the greatest error.
+        ValueError: no tolerance.
+    """
+    _check_tolerances(max_degrees, max_relative_error)
+    forward, feedback_params = params
+    images, labels = batch
+    shape = jax.eval_shape(lambda images: images, images)
+    for block in network:
+        shape = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name), shape)
+    arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
+    measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
+    matches = alignment.gradient_matching(*arguments)
+    faults = [
+        (block.name, name, measure)
+        for block in reversed(network)
+        for name, match in matches[block.name].items()
+        for measure, (limit, _) in measures.items()
+        if limit is not None and not getattr(match, measure) <= limit
+    ]
+    if not faults:
+        return
+    of_examples = alignment.gradient_matching(*arguments, per_example=True)
+    updates, gradients = alignment.updates_and_gradients(*arguments)
+    lines = []
+    for block, name, measure in faults:
+        limit, unit = measures[measure]
+        value, of_each = (getattr(match[block][name], measure) for match in (matches, of_examples))
+        error = jnp.std(of_each, ddof=1) / len(of_each) ** 0.5 if len(of_each) > 1 else jnp.nan
+        worst, of_worst = _worst_update_unit(updates[block][name], gradients[block][name])
+        lines.append(
+            f"block {block}, {name}: {measure} of update / beta to the gradient is {value:.3g}{unit}, allowed: {limit} "
+            f"(of single examples {jnp.mean(of_each):.3g} +- {error:.1g}; worst output unit {worst}: off by "
+            f"{of_worst:.3g} of its norm)"
+        )
+    raise AssertionError("\n".join(lines))
+
+
+def _check_tolerances(max_degrees: float | None, max_relative_error: float | None) -> None:
+    if max_degrees is None and max_relative_error is None:
+        raise ValueError("max_degrees, max_relative_error: got neither; allowed: one or both")
+
+
+def _assert_mirrored(
+    block: Block, forward_params: Parameters, feedback_params: Parameters | None, x: jax.ShapeDtypeStruct | jax.Array
+) -> jax.ShapeDtypeStruct:
+    """Shape of F(x), with the shapes on the way there and, where there are feedback parameters, back checked."""
+    if x.shape[1:] != block.input_shape:
+        raise AssertionError(
+            f"block {block.name}: x is {x.shape}; expected {(x.shape[0], *block.input_shape)}, the block's input_shape"
+        )
+    y, switches = jax.eval_shape(block.forward, forward_params, x)
+    if y.shape != (x.shape[0], *block.output_shape):
+        raise AssertionError(
+            f"block {block.name}: forward gives {y.shape}; expected {(x.shape[0], *block.output_shape)}, the block's "
+            "output_shape"
+        )
+    if feedback_params is not None:
+        back = jax.eval_shape(functools.partial(feedback, block), feedback_params, y, switches)
+        if back.shape != x.shape:
+            raise AssertionError(
+                f"block {block.name}: feedback gives {back.shape} for an output of shape {y.shape}; expected "
+                f"{x.shape}, the shape of the block's input"
+            )
+    return y
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _jacobian_unit_errors(
+    block: Block, forward_params: Parameters, feedback_params: Parameters, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """For each output unit, [outputs], over the batch: squared distance of its column of J_G from its row of J_F, and
+    the row's squared norm."""
+    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward_params, x), x, has_aux=True)
+
+    def squares(unit):
+        one_hot = jnp.broadcast_to(jax.nn.one_hot(unit, y[0].size, dtype=y.dtype).reshape(y.shape[1:]), y.shape)
+        (row,) = pull_back(one_hot)
+        _, column = jax.jvp(lambda y: feedback(block, feedback_params, y, switches), (y,), (one_hot,))
+        return jnp.sum((column - row) ** 2), jnp.sum(row**2)
+
+    return jax.lax.map(squares, jnp.arange(y[0].size))
+
+
+def _worst_update_unit(update: jax.Array, gradient: jax.Array) -> tuple[int, float]:
+    """The output unit (last axis) with the greatest error, and that error relative to its gradient's norm."""
+    update, gradient = (np.asarray(array).reshape(-1, array.shape[-1]) for array in (update, gradient))
+    errors = np.linalg.norm(update - gradient, axis=0)
+    worst = int(np.argmax(errors))
+    return worst, float(errors[worst] / np.linalg.norm(gradient[:, worst]))

@@ -1,0 +1,260 @@
+"""Alignment measures against dense Jacobians, closed forms and the published implementation; the test helpers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from published import FILES, Vectors
+
+from jaxdtp import alignment, networks
+from jaxdtp.blocks import conv_block, dense_block, matched_elu
+from jaxdtp.targets import difference_target, output_target, plain_target, propagate_targets
+from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
+
+BLOCKS = {
+    "linear": dense_block("linear", (5,), 4, activation=False),
+    "dense": dense_block("dense", (2, 3), 4),
+    "vgg": conv_block("vgg", (4, 4, 2), 3),
+    "lenet": conv_block("lenet", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1),
+}
+
+
+@pytest.fixture
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def block_and_batch(name, batch=3):
+    block = BLOCKS[name]
+    forward, feedback = block.init(jax.random.key(0))
+    return block, forward, feedback, jax.random.normal(jax.random.key(1), (batch, *block.input_shape))
+
+
+def network_and_batch(activation=jax.nn.elu, classes=4, batch=6):
+    network = networks.mlp((5,), classes, hidden=(7, 6), feedback_activation=activation)
+    forward, feedback = networks.init(network, jax.random.key(0), symmetric=True)
+    images = jax.random.normal(jax.random.key(1), (batch, 5))
+    return network, forward, feedback, images, jnp.arange(batch) % classes
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.usefixtures("_float64")
+def test_dense_jacobians_agree_with_products(name):
+    block, forward, feedback, x = block_and_batch(name)
+    jacobian_f, jacobian_g = alignment.dense_jacobians(block, forward, feedback, x)
+    v = jax.random.normal(jax.random.key(2), (3, *block.output_shape))
+    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward, x), x, has_aux=True)
+    np.testing.assert_allclose(
+        jnp.einsum("boi,bo->bi", jacobian_f, v.reshape(3, -1)), pull_back(v)[0].reshape(3, -1), rtol=1e-10
+    )
+    # The feedback is differentiable everywhere but at un-pooled zeros, where both slopes of ELU are 1.
+    step = 1e-6
+    moved = [block.project(feedback, block.gate(y + sign * step * v, switches)) for sign in (1, -1)]
+    expected = ((moved[0] - moved[1]) / (2 * step)).reshape(3, -1)
+    np.testing.assert_allclose(jnp.einsum("bio,bo->bi", jacobian_g, v.reshape(3, -1)), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.usefixtures("_float64")
+def test_probes_agree_with_dense_jacobians(name):
+    """Within 5 standard errors of 200 probes: wrong by chance less than once in 10^5 runs, for each comparison."""
+    block, forward, feedback, x = block_and_batch(name)
+    jacobian_f, jacobian_g = alignment.dense_jacobians(block, forward, feedback, x)
+    transposed = jnp.swapaxes(jacobian_f, 1, 2)
+    for per_example in (False, True):
+        pairs = zip(jacobian_g, transposed, strict=True) if per_example else [(jacobian_g, transposed)]
+        exact = np.array(
+            [
+                (alignment.relative_distance(g.ravel(), f.ravel()), alignment.angle_degrees(g.ravel(), f.ravel()))
+                for g, f in pairs
+            ]
+        ).T
+        estimates = alignment.jacobian_matching(
+            block, forward, feedback, x, jax.random.key(3), probes=200, per_example=per_example
+        )
+        for estimate, value in zip(estimates, exact, strict=True):
+            assert estimate.value.shape == ((3,) if per_example else ())
+            assert np.all(estimate.standard_error < 0.05 * value)
+            assert np.all(np.abs(estimate.value - value) < 5 * estimate.standard_error)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_standard_error_is_the_spread_of_the_estimates():
+    """Over 400 repetitions their spread is known to 3.5 %; 20 % is beyond five standard deviations."""
+    block, forward, feedback, x = block_and_batch("dense")
+
+    def estimate(key):
+        return alignment.jacobian_matching(block, forward, feedback, x, key, probes=20)
+
+    for of_all in jax.vmap(estimate)(jax.random.split(jax.random.key(5), 400)):
+        np.testing.assert_allclose(jnp.std(of_all.value), jnp.mean(of_all.standard_error), rtol=0.2)
+
+
+def test_transposed_weights_match_where_the_feedback_activation_can():
+    # ELU itself cannot: its slope at y is not the forward slope there.
+    for activation, matches in ((matched_elu, True), (jax.nn.elu, False)):
+        block = dense_block("fc", (6,), 5, feedback_activation=activation)
+        forward, _ = block.init(jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (4, 6))
+        transposed = {"kernel": forward["kernel"]}
+        error, angle = alignment.jacobian_matching(block, forward, transposed, x, jax.random.key(2))
+        assert (error.value < 1e-6) == matches
+        assert (angle.value < 1e-3) == matches
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_update_angles_are_the_published_ones(path):
+    vectors = Vectors(path)
+    rule = plain_target if vectors.rule == "tp" else difference_target
+    matches = alignment.gradient_matching(
+        vectors.network,
+        rule,
+        vectors.network_parameters("forward_before"),
+        vectors.network_parameters("feedback_after"),
+        vectors.images,
+        vectors.labels,
+        float(vectors["hp/beta"]),
+    )
+    published = [key for key in vectors.arrays.files if key.startswith("update_angle_degrees/")]
+    assert len(published) == 2 * len(vectors.network)
+    for key in published:
+        parameter = key.removeprefix("update_angle_degrees/")
+        match = matches[parameter.split(".")[0]]["kernel" if parameter.endswith("weight") else "bias"]
+        # The published code adds 1e-8 to the product of the norms.
+        gradient = jnp.asarray(vectors[f"backprop_grad/{parameter}"])
+        norms = match.ratio * jnp.sum(gradient**2)
+        expected = jnp.degrees(jnp.arccos(match.cosine * norms / (norms + 1e-8)))
+        np.testing.assert_allclose(vectors[key], expected, rtol=1e-6)
+        # Its distance is relative to the update, ours to the gradient.
+        distance = match.distance / match.ratio
+        np.testing.assert_allclose(distance, vectors[f"update_distance/{parameter}"], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_gradients_match_with_transposed_weights():
+    network, forward, feedback, images, labels = network_and_batch(matched_elu)
+    for per_example in (False, True):
+        matches = alignment.gradient_matching(
+            network, difference_target, forward, feedback, images, labels, 1e-5, per_example=per_example
+        )
+        for match in jax.tree.leaves(matches, is_leaf=lambda node: isinstance(node, alignment.Match)):
+            assert match.angle.shape == ((6,) if per_example else ())
+            np.testing.assert_allclose(match.angle, 0, atol=1e-2)
+            np.testing.assert_allclose(match.cosine, 1, atol=1e-6)
+            np.testing.assert_allclose(match.ratio, 1, atol=1e-3)
+            np.testing.assert_allclose(match.distance, 0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_backprop_targets_are_gradients_of_the_loss():
+    network, forward, _, images, labels = network_and_batch()
+    passes = networks.forward_passes(network, forward, images)
+    beta = 0.3
+    targets = alignment.backprop_targets(network, forward, passes, output_target(passes[-1].output, labels, beta))
+    for index in range(len(network)):
+
+        def loss(x, index=index):
+            outputs = networks.forward_passes(network[index + 1 :], forward, x)
+            logits = outputs[-1].output if outputs else x
+            return -jnp.sum(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
+
+        s = passes[index].output
+        np.testing.assert_allclose(targets[index] - s, -beta * jax.grad(loss)(s), rtol=1e-10)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_gauss_newton_targets_reach_the_output_target():
+    """Without damping the smallest change that moves the linearised network to its target; with much damping the
+    direction of backpropagation."""
+    network, forward, _, images, labels = network_and_batch()
+    passes = networks.forward_passes(network, forward, images)
+    target = output_target(passes[-1].output, labels, 1e-4)
+    change = target - passes[-1].output
+    targets = alignment.gauss_newton_targets(network, forward, passes, target, damping=0.0)
+    for index in range(len(network)):
+        step = targets[index] - passes[index].output
+
+        def upper(x, index=index):
+            return networks.logits(network[index + 1 :], forward, x) if network[index + 1 :] else x
+
+        jacobian = jax.vmap(jax.jacrev(lambda x, upper=upper: upper(x[None])[0]))(passes[index].output)
+        np.testing.assert_allclose(jnp.einsum("bof,bf->bo", jacobian, step), change, rtol=1e-6, atol=1e-12)
+        expected = jnp.einsum("bfo,bo->bf", jnp.linalg.pinv(jacobian), change)
+        np.testing.assert_allclose(step, expected, rtol=1e-6, atol=1e-12)
+
+    damped = alignment.gauss_newton_targets(network, forward, passes, target, damping=1e6)
+    references = alignment.backprop_targets(network, forward, passes, target)
+    for match in alignment.target_matching(network, passes, damped, references).values():
+        assert match.angle < 1e-3
+
+
+@pytest.mark.usefixtures("_float64")
+def test_target_rules_against_both_references():
+    """With transposed weights a difference target is the backpropagation one, and not the Gauss-Newton one."""
+    network, forward, feedback, images, labels = network_and_batch(matched_elu)
+    passes = networks.forward_passes(network, forward, images)
+    target = output_target(passes[-1].output, labels, 1e-5)
+    targets = propagate_targets(difference_target, network, feedback, passes, target)
+    references = (
+        alignment.backprop_targets(network, forward, passes, target),
+        alignment.gauss_newton_targets(network, forward, passes, target, damping=1e-6),
+    )
+    to_backprop, to_gauss_newton = (
+        alignment.target_matching(network, passes, targets, reference, per_example=True) for reference in references
+    )
+    for block in network[:-1]:
+        assert to_backprop[block.name].angle.shape == (6,)
+        assert jnp.all(to_backprop[block.name].angle < 0.1)
+        assert jnp.all(to_gauss_newton[block.name].angle > 1)
+
+
+def test_helpers_pass_where_feedback_is_the_transpose():
+    network, forward, feedback, images, labels = network_and_batch(matched_elu)
+    for block, clean in zip(network[1:], networks.forward_passes(network, forward, images)[1:], strict=True):
+        params = forward[block.name], feedback[block.name]
+        assert_jacobian_matches_transpose(block, params, clean.input, max_degrees=0.1, max_relative_error=1e-3)
+    assert_updates_match_backprop(
+        network, (forward, feedback), (images, labels), max_degrees=1, max_relative_error=0.02, beta=1e-3
+    )
+
+
+def test_jacobian_helper_names_the_broken_unit():
+    block, forward, _, x = block_and_batch("linear")
+    broken = {"kernel": forward["kernel"].at[:, 2].multiply(-1)}
+    with pytest.raises(AssertionError, match=r"block linear: the angle .* \+- .* degrees, allowed: 5") as failure:
+        assert_jacobian_matches_transpose(block, (forward, broken), x, max_degrees=5)
+    assert "Worst output unit (2,) of (4,): its gradient is off by 2 of its norm, 100%" in str(failure.value)
+    with pytest.raises(AssertionError, match=r"\|J_G - J_F\^T\| / \|J_F\| is .* allowed: 0.1"):
+        assert_jacobian_matches_transpose(block, (forward, broken), x, max_relative_error=0.1)
+
+
+def test_jacobian_helper_says_which_shape_was_expected():
+    block, forward, feedback, x = block_and_batch("linear")
+    short = block._replace(project=lambda params, h: h @ params["kernel"][:-1].T)
+    with pytest.raises(AssertionError, match=r"block linear: feedback gives \(3, 4\) .* expected \(3, 5\)"):
+        assert_jacobian_matches_transpose(short, (forward, feedback), x, max_degrees=5)
+    with pytest.raises(AssertionError, match=r"forward gives \(3, 4\); expected \(3, 9\)"):
+        assert_jacobian_matches_transpose(block._replace(output_shape=(9,)), (forward, feedback), x, max_degrees=5)
+    with pytest.raises(AssertionError, match=r"x is \(3, 4\); expected \(3, 5\)"):
+        assert_jacobian_matches_transpose(block, (forward, feedback), x[:, :4], max_degrees=5)
+
+
+def test_update_helper_leads_to_the_broken_block():
+    network, forward, feedback, images, labels = network_and_batch(matched_elu)
+    feedback["fc3"]["kernel"] = feedback["fc3"]["kernel"].at[:, 1].multiply(-1)
+    with pytest.raises(AssertionError) as failure:
+        assert_updates_match_backprop(network, (forward, feedback), (images, labels), max_degrees=1)
+    first = str(failure.value).splitlines()[0]
+    # The block whose feedback is broken sends a wrong target to the one below; its own update is still right.
+    assert first.startswith("block fc2, bias: angle of update / beta to the gradient is")
+    assert "worst output unit" in first
+
+
+def test_helpers_want_a_tolerance_and_two_probes():
+    block, forward, feedback, x = block_and_batch("linear")
+    with pytest.raises(ValueError, match="max_degrees, max_relative_error: got neither; allowed: one or both"):
+        assert_jacobian_matches_transpose(block, (forward, feedback), x)
+    with pytest.raises(ValueError, match="probes: got 1; allowed: 2 or more"):
+        alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(0), probes=1)
