@@ -20,7 +20,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def record(workdir: Path, name: str, command: str) -> Path:
     """Write the result of the run in `workdir` and return its path."""
-    result = {
+    result = origin(command) | {
+        "summary": json.loads((workdir / "summary.json").read_text()),
+        "config": json.loads((workdir / "config.json").read_text()),
+        "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for plot in (workdir / "plots").glob("*.png"):
+        shutil.copy(plot, RESULTS / f"{name}-{plot.name}")
+    return path
+
+
+def origin(command: str) -> dict:
+    """Where a result comes from: command, date, machine and versions."""
+    return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
@@ -32,16 +47,7 @@ def record(workdir: Path, name: str, command: str) -> Path:
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
         },
-        "summary": json.loads((workdir / "summary.json").read_text()),
-        "config": json.loads((workdir / "config.json").read_text()),
-        "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    for plot in (workdir / "plots").glob("*.png"):
-        shutil.copy(plot, RESULTS / f"{name}-{plot.name}")
-    return path
 
 
 if __name__ == "__main__":
