@@ -13,10 +13,7 @@ from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.plots import plt
 
 RULES = {"L-DRL": "ldrl", "DTP": "dtp"}
-LABELS = {
-    "weight_angle": "angle of feedback to\ntransposed forward weights (degrees)",
-    "weight_distance": "|feedback - forward| / |forward|",
-}
+LABELS = {"weight_angle": "angle (degrees)", "weight_distance": "relative distance"}
 
 
 def main() -> None:
@@ -44,14 +41,17 @@ def main() -> None:
                 mean, spread = values.mean(axis=0), values.std(axis=0)
                 (line,) = panel.plot(positions, mean, label=rule)
                 panel.fill_between(positions, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
-            panel.set_ylim(0)
             panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
     for top, bottom, block in zip(*axes, blocks, strict=True):
         top.set_title(block.name)
         bottom.set_xlabel("feedback iterations on one batch")
+        top.set_ylim(0)
+        bottom.set_ylim(0)
     axes[0, -1].legend(frameon=False)
-    figure.suptitle(frozen.title("Feedback weights with frozen forward weights", setting, arguments.quick))
+    figure.suptitle(
+        frozen.title("Feedback against transposed forward weights, which are frozen", setting, arguments.quick)
+    )
     figure.savefig(path.with_suffix(".png"), dpi=160)
     print(f"wrote {path}.json and {path}.png")
 

@@ -5,7 +5,7 @@ from jaxdtp.config import default_config
 
 def get_config():
     config = default_config()
-    config.num_epochs = 25
+    config.num_epochs = 40
     config.batch_size = 32
     config.beta = 0.5
     config.network.name = "mlp"
@@ -16,9 +16,9 @@ def get_config():
     config.forward.learning_rate = 0.04
     config.forward.warmup_steps = 100
     config.forward.weight_decay = 3e-3
-    config.forward.schedule_epochs = 25
-    config.feedback.iterations = (40, 40)
+    config.forward.schedule_epochs = 40
+    config.feedback.iterations = (20, 20)
     config.feedback.noise_scale = (0.1, 0.1)
-    config.feedback.learning_rate = (0.05, 0.05)
+    config.feedback.learning_rate = (0.2, 0.2)
     config.when = {"bp": {"forward": {"learning_rate": 0.05, "warmup_steps": 0}}}
     return config

@@ -18,7 +18,7 @@ from jaxdtp.config import default_config, resolve
 from jaxdtp.step import init_state
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("--config.num_epochs=6", "--config.feedback.iterations=20,20")
+SHORT = ("--config.num_epochs=6", "--config.alignment.every_epochs=3")
 
 
 def command(config, *arguments):
@@ -66,9 +66,13 @@ def test_a_run_leaves_metrics_summary_plots_and_checkpoints(finished):
     for metric in ("feedback_loss", "weight_angle", "weight_distance", "feedback_learning_rate"):
         assert {f"{metric}/fc2", f"{metric}/fc3"} <= set(lines[0])
     assert {"train_loss", "train_top1", "validation_loss", "validation_top1", "learning_rate"} <= set(lines[0])
+    for metric, blocks in (("jacobian_angle", 2), ("jacobian_error", 2), ("update_angle", 3), ("bias_update_angle", 3)):
+        assert [sum(key.startswith(f"{metric}/") for key in line) for line in lines] == [0, 0, blocks] * 2
+    assert lines[-1]["update_angle/fc3"] < 0.1
+    assert lines[-1]["update_angle/fc1"] < 45
     assert lines[-1]["validation_loss"] < lines[0]["validation_loss"]
     assert lines[-1]["weight_angle/fc2"] < 30
-    for name in ("accuracy", "loss", "weight_angles", "feedback_loss"):
+    for name in ("accuracy", "loss", "weight_angles", "feedback_loss", "update_angles", "jacobian_angles"):
         assert (workdir / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     # A line per epoch, each as wide as the heading.

@@ -30,6 +30,9 @@ def test_example(code):
     exec(code, names)
     if "metrics" in names:
         assert jnp.isfinite(names["metrics"]["loss"])
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value()
 
 
 def test_the_config_reference_lists_every_key_and_default():
