@@ -1,5 +1,6 @@
 """The mathematics of the rules: what L-DRL minimises, when DTP equals backpropagation, what a step consists of."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,8 +118,7 @@ def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, be
         for clean in passes[:-1]:
             assert (clean.output > 5 * beta).all()
         pair = updates_and_gradients(network, difference_target, forward, backward, x, labels, beta)
-        for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+        chex.assert_trees_all_close(*pair, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
