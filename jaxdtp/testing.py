@@ -58,7 +58,8 @@ def assert_jacobian_matches_transpose(
             f"|J_G - J_F^T| / |J_F| is {error.value:.3g} +- {error.standard_error:.1g}, allowed: {max_relative_error}"
         )
     if faults:
-        errors, norms = map(np.asarray, _jacobian_unit_errors(block, forward_params, feedback_params, x))
+        few = x[:4]  # one pass for each output unit: enough to find the fault
+        errors, norms = map(np.asarray, _jacobian_unit_errors(block, forward_params, feedback_params, few))
         worst = int(np.argmax(errors))
         unit = tuple(int(i) for i in np.unravel_index(worst, block.output_shape))
         raise AssertionError(
@@ -98,9 +99,9 @@ def assert_updates_match_backprop(
     _check_tolerances(max_degrees, max_relative_error)
     forward, feedback_params = params
     images, labels = batch
-    shape = jax.eval_shape(lambda images: images, images)
+    x = images
     for block in network:
-        shape = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name), shape)
+        x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name), x)
     arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
     matches = alignment.gradient_matching(*arguments)
@@ -138,24 +139,27 @@ def _assert_mirrored(
     block: Block, forward_params: Parameters, feedback_params: Parameters | None, x: jax.ShapeDtypeStruct | jax.Array
 ) -> jax.ShapeDtypeStruct:
     """Shape of F(x), with the shapes on the way there and, where there are feedback parameters, back checked."""
-    if x.shape[1:] != block.input_shape:
-        raise AssertionError(
-            f"block {block.name}: x is {x.shape}; expected {(x.shape[0], *block.input_shape)}, the block's input_shape"
-        )
-    y, switches = jax.eval_shape(block.forward, forward_params, x)
-    if y.shape != (x.shape[0], *block.output_shape):
-        raise AssertionError(
-            f"block {block.name}: forward gives {y.shape}; expected {(x.shape[0], *block.output_shape)}, the block's "
-            "output_shape"
-        )
+    input_shape, output_shape = ((x.shape[0], *shape) for shape in (block.input_shape, block.output_shape))
+    if x.shape != input_shape:
+        raise AssertionError(f"block {block.name}: x is {x.shape}; expected {input_shape}, the block's input_shape")
+    expected = f"expected {output_shape}, the block's output_shape"
+    y, switches = _shape_of(f"block {block.name}: forward", expected, block.forward, forward_params, x)
+    if y.shape != output_shape:
+        raise AssertionError(f"block {block.name}: forward gives {y.shape}; {expected}")
     if feedback_params is not None:
-        back = jax.eval_shape(functools.partial(feedback, block), feedback_params, y, switches)
-        if back.shape != x.shape:
-            raise AssertionError(
-                f"block {block.name}: feedback gives {back.shape} for an output of shape {y.shape}; expected "
-                f"{x.shape}, the shape of the block's input"
-            )
+        what = f"block {block.name}: feedback of an output of shape {y.shape}"
+        expected = f"expected {input_shape}, the block's input_shape"
+        back = _shape_of(what, expected, functools.partial(feedback, block), feedback_params, y, switches)
+        if back.shape != input_shape:
+            raise AssertionError(f"{what} gives {back.shape}; {expected}")
     return y
+
+
+def _shape_of(what: str, expected: str, function, *arguments):
+    try:
+        return jax.eval_shape(function, *arguments)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"{what} fails; {expected}: {error}") from error
 
 
 @functools.partial(jax.jit, static_argnames="block")

@@ -56,27 +56,32 @@ def test_dense_jacobians_agree_with_products(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("per_example", [False, True])
 @pytest.mark.usefixtures("_float64")
-def test_probes_agree_with_dense_jacobians(name):
-    """Within 5 standard errors of 200 probes: wrong by chance less than once in 10^5 runs, for each comparison."""
+def test_probes_agree_with_dense_jacobians(name, per_example):
+    """Within 3 standard errors, in all but 2.5 % of 200 repetitions.
+
+    0.3 % of a normal distribution lie outside; were it 0.6 % for our skewed one, more than 5 of 200 would have a
+    probability of 0.2 %. Keys are fixed.
+    """
     block, forward, feedback, x = block_and_batch(name)
     jacobian_f, jacobian_g = alignment.dense_jacobians(block, forward, feedback, x)
     transposed = jnp.swapaxes(jacobian_f, 1, 2)
-    for per_example in (False, True):
-        pairs = zip(jacobian_g, transposed, strict=True) if per_example else [(jacobian_g, transposed)]
-        exact = np.array(
-            [
-                (alignment.relative_distance(g.ravel(), f.ravel()), alignment.angle_degrees(g.ravel(), f.ravel()))
-                for g, f in pairs
-            ]
-        ).T
-        estimates = alignment.jacobian_matching(
-            block, forward, feedback, x, jax.random.key(3), probes=200, per_example=per_example
-        )
-        for estimate, value in zip(estimates, exact, strict=True):
-            assert estimate.value.shape == ((3,) if per_example else ())
-            assert np.all(estimate.standard_error < 0.05 * value)
-            assert np.all(np.abs(estimate.value - value) < 5 * estimate.standard_error)
+    pairs = list(zip(jacobian_g, transposed, strict=True)) if per_example else [(jacobian_g, transposed)]
+    exact = (
+        np.array([alignment.relative_distance(g.ravel(), f.ravel()) for g, f in pairs]),
+        np.array([alignment.angle_degrees(g.ravel(), f.ravel()) for g, f in pairs]),
+    )
+
+    def estimate(key):
+        return alignment.jacobian_matching(block, forward, feedback, x, key, probes=100, per_example=per_example)
+
+    estimates = jax.vmap(estimate)(jax.random.split(jax.random.key(3), 200))
+    for of_all, value in zip(estimates, exact, strict=True):
+        assert of_all.value.shape == ((200, 3) if per_example else (200,))
+        misses = np.abs(of_all.value.reshape(200, -1) - value) > 3 * of_all.standard_error.reshape(200, -1)
+        assert np.mean(misses) <= 0.025
+        np.testing.assert_allclose(np.mean(of_all.value), np.mean(value), rtol=0.02)
 
 
 @pytest.mark.usefixtures("_float64")
@@ -233,8 +238,13 @@ def test_jacobian_helper_names_the_broken_unit():
 def test_jacobian_helper_says_which_shape_was_expected():
     block, forward, feedback, x = block_and_batch("linear")
     short = block._replace(project=lambda params, h: h @ params["kernel"][:-1].T)
-    with pytest.raises(AssertionError, match=r"block linear: feedback gives \(3, 4\) .* expected \(3, 5\)"):
+    with pytest.raises(
+        AssertionError, match=r"block linear: feedback of an output of shape \(3, 4\) gives \(3, 4\); expected \(3, 5\)"
+    ):
         assert_jacobian_matches_transpose(short, (forward, feedback), x, max_degrees=5)
+    narrow = {"kernel": feedback["kernel"][:, :-1]}
+    with pytest.raises(AssertionError, match=r"of shape \(3, 4\) fails; expected \(3, 5\), the block's input_shape: "):
+        assert_jacobian_matches_transpose(block, (forward, narrow), x, max_degrees=5)
     with pytest.raises(AssertionError, match=r"forward gives \(3, 4\); expected \(3, 9\)"):
         assert_jacobian_matches_transpose(block._replace(output_shape=(9,)), (forward, feedback), x, max_degrees=5)
     with pytest.raises(AssertionError, match=r"x is \(3, 4\); expected \(3, 5\)"):
