@@ -137,7 +137,7 @@ def title(text: str, setting: Setting, quick: bool) -> str:
     """A figure's title, which says what was run."""
     iterations = " / ".join(f"{count:,}" for count in setting.iterations)
     run = f"LeNet on CIFAR-10, batch {setting.batch_size}, {iterations} feedback iterations, {setting.seeds} seeds"
-    return f"{text}\n{run}{' (QUICK RUN, not the published setting)' if quick else ''}"
+    return f"{text}\n{run}" + ("\nQUICK RUN, not the published setting" if quick else "")
 
 
 def write_result(setting: Setting, arguments: argparse.Namespace, values: dict) -> Path:

@@ -47,7 +47,7 @@ def main() -> None:
 
     path = frozen.write_result(setting, arguments, {"angles": angles})
     blocks = list(angles["random"][0])
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.4), layout="constrained")
     width = 0.8 / len(KINDS)
     for index, (kind, of_seeds) in enumerate(angles.items()):
         values = np.array([[of_seed[block] for block in blocks] for of_seed in of_seeds])
