@@ -96,16 +96,27 @@ def test_standard_error_is_the_spread_of_the_estimates():
         np.testing.assert_allclose(jnp.std(of_all.value), jnp.mean(of_all.standard_error), rtol=0.2)
 
 
-def test_transposed_weights_match_where_the_feedback_activation_can():
-    # ELU itself cannot: its slope at y is not the forward slope there.
-    for activation, matches in ((matched_elu, True), (jax.nn.elu, False)):
-        block = dense_block("fc", (6,), 5, feedback_activation=activation)
-        forward, _ = block.init(jax.random.key(0))
-        x = jax.random.normal(jax.random.key(1), (4, 6))
-        transposed = {"kernel": forward["kernel"]}
-        error, angle = alignment.jacobian_matching(block, forward, transposed, x, jax.random.key(2))
-        assert (error.value < 1e-6) == matches
-        assert (angle.value < 1e-3) == matches
+LENET = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
+
+
+@pytest.mark.parametrize(
+    ("block", "matches"),
+    [
+        (dense_block("matched", (6,), 5, feedback_activation=matched_elu), True),
+        # ELU's slope at y is not the forward slope there.
+        (dense_block("elu", (6,), 5), False),
+        (conv_block("vgg", (8, 8, 2), 3, feedback_activation=matched_elu), True),
+        # Where windows overlap and share a maximum, un-pooling keeps one value and the gradient is the sum.
+        (conv_block("lenet", (8, 8, 2), 3, **LENET, feedback_activation=matched_elu), False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_transposed_weights_match_where_activation_and_windows_allow(block, matches):
+    forward, _ = block.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, *block.input_shape))
+    error, angle = alignment.jacobian_matching(block, forward, {"kernel": forward["kernel"]}, x, jax.random.key(2))
+    assert (error.value < 1e-6) == matches
+    assert (angle.value < 1e-3) == matches
 
 
 @pytest.mark.usefixtures("_float64")
