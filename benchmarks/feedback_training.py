@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import frozen
 from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.plots import plt
+from jaxdtp.plots import plt, style
 
 RULES = {"L-DRL": "ldrl", "DTP": "dtp"}
 LABELS = {"weight_angle": "angle (degrees)", "weight_distance": "relative distance"}
@@ -41,8 +41,7 @@ def main() -> None:
                 mean, spread = values.mean(axis=0), values.std(axis=0)
                 (line,) = panel.plot(positions, mean, label=rule)
                 panel.fill_between(positions, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
+            style(panel)
     for top, bottom, block in zip(*axes, blocks, strict=True):
         top.set_title(block.name)
         bottom.set_xlabel("feedback iterations on one batch")

@@ -22,7 +22,7 @@ from jaxdtp import data, networks
 from jaxdtp.build import build_network, build_preprocessing, build_settings, steps_in_epoch
 from jaxdtp.config import resolve
 from jaxdtp.epoch import normalise
-from jaxdtp.plots import plt
+from jaxdtp.plots import plt, style
 from jaxdtp.step import Settings, cross_entropy, init_state
 from jaxdtp.targets import difference_target, local_gradients, output_target, propagate_targets
 
@@ -133,8 +133,7 @@ def main() -> None:
         for name, of_name in curves.items():
             panel.plot(np.convolve(of_name[metric], np.ones(20) / 20, "valid"), label=name)
         panel.set(xlabel="training step", ylabel=label)
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
+        style(panel)
     axes[0].set_yscale("log")
     axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="feedback weights")
     figure.suptitle("Transposed forward weights as feedback, disturbed: LeNet on MNIST")

@@ -1,10 +1,9 @@
 """LeNet 32-64-512 on MNIST. Published accuracy (Ernoult et al. 2022): 98.9 % by L-DRL, 98.9 % by BP.
 
 Settings are our own, for 2 epochs on a CPU: 2, 20, 20 feedback iterations per batch where the published CIFAR-10 run
-has 41, 51, 24, and higher feedback learning rates. Feedback weights may be noisy, but they must
-not lag: with 3, 100, 100 iterations at rates of 1e-3, 3e-4, 6e-3 they came up to 18 degrees closer to the forward
-weights, and yet after 380 steps the loss was 0.24 rather than 0.15, and conv_1's activations had grown to twice the
-size.
+has 41, 51, 24, and higher feedback learning rates. Feedback weights may be noisy, but they must not lag: with
+3, 100, 100 iterations at rates of 1e-3, 3e-4, 6e-3 they came up to 18 degrees closer to the forward weights, and yet
+after 380 steps the loss was 0.24 rather than 0.15, and conv_1's activations had grown to twice the size.
 """
 
 from jaxdtp.config import default_config

@@ -36,13 +36,18 @@ def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
         axes = figure.axes[0]
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style(axes)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         paths.append(directory / f"{name}.png")
         figure.savefig(paths[-1], dpi=160, bbox_inches="tight")
         plt.close(figure)
     return paths
+
+
+def style(axes) -> None:
+    """The look that all our curves share: a faint grid, and no frame above and on the right."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _splits(records: list[Record], metric: str, label: str, scale: float):

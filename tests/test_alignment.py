@@ -19,12 +19,6 @@ BLOCKS = {
 }
 
 
-@pytest.fixture
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def block_and_batch(name, batch=3):
     block = BLOCKS[name]
     forward, feedback = block.init(jax.random.key(0))

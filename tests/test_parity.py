@@ -13,11 +13,7 @@ from jaxdtp.feedback import feedback_update
 from jaxdtp.step import backprop_gradients
 from jaxdtp.targets import local_gradients, output_target, propagate_targets
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("_float64")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

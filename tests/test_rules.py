@@ -26,12 +26,6 @@ from jaxdtp.step import (
 from jaxdtp.targets import difference_target, local_gradients, output_target, propagate_targets
 
 
-@pytest.fixture
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def random_like(tree, seed):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
