@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
@@ -51,24 +52,20 @@ def max_unpool(
         [batch, height, width, channels].
     """
     batch, out_height, out_width, channels = y.shape
-    # The pixels of the padded map fall into stride x stride interleaved grids. Those of the grid (row0, column0) are
-    # reached only by window positions (row0 + m stride, column0 + n stride), of the window m up and n to the left.
+    # Cut the padded map into cells of stride x stride pixels. A cell is reached by the windows that start in it, and by
+    # those that start up to `reach` cells above it or to its left.
     reach = (window - 1) // stride
-    grid_height, grid_width = out_height + reach, out_width + reach
-    grids = []
-    for row0, column0 in itertools.product(range(stride), repeat=2):
-        grid = jnp.zeros((batch, grid_height, grid_width, channels), y.dtype)
-        # A later window reaches the same pixel with an earlier position: going backwards, it overwrites.
-        for row in reversed(range(row0, window, stride)):
-            for column in reversed(range(column0, window, stride)):
-                up, left = row // stride, column // stride
-                around = ((0, 0), (up, reach - up), (left, reach - left), (0, 0))
-                shifted = jnp.pad(y, around)
-                hit = jnp.pad(switches == row * window + column, around)
-                grid = jnp.where(hit, shifted, grid)
-        grids.append(grid)
-    interleaved = jnp.stack(grids).reshape(stride, stride, batch, grid_height, grid_width, channels)
-    padded = interleaved.transpose(2, 3, 0, 4, 1, 5).reshape(batch, grid_height * stride, grid_width * stride, channels)
+    cells = jnp.zeros((batch, out_height + reach, stride, out_width + reach, stride, channels), y.dtype)
+    # From far to near, so that a later window overwrites an earlier one.
+    for up, left in itertools.product(reversed(range(reach + 1)), repeat=2):
+        around = ((0, 0), (up, reach - up), (left, reach - left), (0, 0))
+        shifted = jnp.pad(y, around)[:, :, None, :, None]
+        shifted_switches = jnp.pad(switches, around, constant_values=-1)[:, :, None, :, None]
+        rows, columns = up * stride + np.arange(stride), left * stride + np.arange(stride)
+        inside = (rows[:, None] < window) & (columns < window)
+        positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
+        cells = jnp.where(shifted_switches == positions[:, None, :, None], shifted, cells)
+    padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.
     missing = [max(0, padding + n - padded.shape[axis]) for axis, n in ((1, height), (2, width))]
