@@ -24,7 +24,7 @@ def main() -> None:
     curves = {rule: [] for rule in RULES}
     for seed, start in enumerate(frozen.starts(setting, arguments.data_dir)):
         for rule, algorithm in RULES.items():
-            _, of_seed = frozen.train(network, ALGORITHMS[algorithm].feedback_loss, setting, start)
+            _, of_seed = frozen.train(network, ALGORITHMS[algorithm].feedback_rule, setting, start)
             curves[rule].append(of_seed)
             last = ", ".join(f"{name} {values[-1]:.1f}" for name, values in of_seed["weight_angle"].items())
             print(f"seed {seed}, {rule}: degrees at the end: {last}", flush=True)

@@ -21,7 +21,7 @@ from jaxdtp.alignment import weight_alignment
 from jaxdtp.blocks import FEEDBACK_ACTIVATIONS, Pass
 from jaxdtp.build import build_preprocessing
 from jaxdtp.epoch import normalise
-from jaxdtp.feedback import FeedbackLoss, FeedbackTraining, train_feedback
+from jaxdtp.feedback import FeedbackRule, FeedbackTraining, train_feedback
 from jaxdtp.networks import Network, NetworkParameters
 
 
@@ -109,7 +109,7 @@ def starts(setting: Setting, data_dir: str) -> list[Start]:
 
 
 def train(
-    network: Network, loss: FeedbackLoss, setting: Setting, start: Start
+    network: Network, rule: FeedbackRule, setting: Setting, start: Start
 ) -> tuple[NetworkParameters, dict[str, dict[str, list[float]]]]:
     """Train all blocks' feedback weights from the start.
 
@@ -125,7 +125,7 @@ def train(
         params, state = start.feedback[name], optimizer.init(start.feedback[name])
         points = [weight_alignment({name: start.forward[name]}, {name: params})]
         for key in jax.random.split(jax.random.fold_in(start.key, index), POINTS):
-            params, state, _ = _train_feedback(loss, training, block, params, state, start.forward[name], clean, key)
+            params, state, _ = _train_feedback(rule, training, block, params, state, start.forward[name], clean, key)
             points.append(weight_alignment({name: start.forward[name]}, {name: params}))
         feedback[name] = params
         for metric, of_blocks in curves.items():
@@ -151,5 +151,5 @@ def write_result(setting: Setting, arguments: argparse.Namespace, values: dict) 
     return path
 
 
-_train_feedback = jax.jit(train_feedback, static_argnames=("loss", "training", "block"))
+_train_feedback = jax.jit(train_feedback, static_argnames=("rule", "training", "block"))
 _sgd = lru_cache(optax.sgd)

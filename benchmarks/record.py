@@ -6,6 +6,7 @@ and copies its plots beside it as NAME-PLOT.png.
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ def origin(command: str) -> dict:
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+            **({"torch": importlib.metadata.version("torch")} if importlib.util.find_spec("torch") else {}),
         },
     }
 

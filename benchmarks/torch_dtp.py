@@ -75,6 +75,7 @@ def init(
     num_classes: int = 10,
     kind: Literal["vgg", "lenet", "mlp"] = "vgg",
     seed: int = 0,
+    device: str = "cpu",
 ) -> Network:
     """Convolution blocks with `channels` (none for 'mlp'), dense blocks of `hidden` features and a linear one.
 
@@ -86,9 +87,9 @@ def init(
 
     def add(block: Block, forward_shape: tuple[int, ...], feedback_shape: tuple[int, ...], in_features: int):
         network.blocks.append(block)
-        network.forward.append(_uniform(forward_shape, forward_shape[0], generator))
+        network.forward.append(_uniform(forward_shape, forward_shape[0], generator, device))
         if len(network.blocks) > 1:
-            network.feedback.append(_uniform(feedback_shape, in_features, generator))
+            network.feedback.append(_uniform(feedback_shape, in_features, generator, device))
 
     for index, out_channels in enumerate(channels):
         kernel_size, pooling = GEOMETRY[kind]
@@ -248,7 +249,8 @@ def bp_step(network: Network, optimizers: Optimizers, images: Tensor, labels: Te
     return loss.detach()
 
 
-def _uniform(weight_shape: tuple[int, ...], bias_features: int, generator: torch.Generator) -> Parameters:
+def _uniform(weight_shape: tuple[int, ...], bias_features: int, generator: torch.Generator, device: str) -> Parameters:
     bound = math.prod(weight_shape[1:]) ** -0.5
     weight, bias = torch.empty(weight_shape), torch.empty(bias_features)
-    return Parameters(*(w.uniform_(-bound, bound, generator=generator).requires_grad_() for w in (weight, bias)))
+    tensors = (tensor.uniform_(-bound, bound, generator=generator) for tensor in (weight, bias))
+    return Parameters(*(tensor.to(device).requires_grad_() for tensor in tensors))

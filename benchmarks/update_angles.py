@@ -37,7 +37,7 @@ def main() -> None:
             elif origin == "symmetric":
                 feedback = {name: start.forward[name] for name in start.feedback}
             else:
-                feedback, _ = frozen.train(network, ALGORITHMS[origin].feedback_loss, setting, start)
+                feedback, _ = frozen.train(network, ALGORITHMS[origin].feedback_rule, setting, start)
             matches = gradient_matching(
                 network, difference_target, start.forward, feedback, start.images, start.labels, setting.beta
             )

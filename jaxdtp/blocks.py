@@ -94,6 +94,7 @@ def conv_block(
     stride: int = 2,
     padding: int = 0,
     feedback_activation: Activation = jax.nn.elu,
+    shared_maxima: str = "last",
 ) -> Block:
     """Forward convolution -> ELU -> max-pool, feedback un-pool -> activation -> transposed convolution.
 
@@ -104,6 +105,7 @@ def conv_block(
         kernel_size: of the 'SAME' convolution with stride 1, odd.
         window, stride, padding: of the pooling, pixels. VGG: 2, 2, 0; LeNet: 3, 2, 1.
         feedback_activation: one of `FEEDBACK_ACTIVATIONS`; the published runs have ELU.
+        shared_maxima: of `pooling.max_unpool`; the published runs have 'last'.
 
     Raises:
         ValueError: the kernel size is even, or pooling leaves no pixel.
@@ -126,7 +128,9 @@ def conv_block(
         return pooling.max_pool(activation, window, stride, padding)
 
     def gate(y: jax.Array, switches: jax.Array) -> jax.Array:
-        return feedback_activation(pooling.max_unpool(y, switches, (height, width), window, stride, padding))
+        # Activations are 0 at 0, so they may come first, where there are fewer pixels.
+        values = feedback_activation(y)
+        return pooling.max_unpool(values, switches, (height, width), window, stride, padding, shared=shared_maxima)
 
     def project(params: Parameters, h: jax.Array) -> jax.Array:
         return _add_bias(conv_transpose(h, params["kernel"]), params)

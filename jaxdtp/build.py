@@ -26,12 +26,14 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
         ConfigError: the images are too small for the network.
     """
     name = config.network.name
-    feedback_activation = FEEDBACK_ACTIVATIONS[config.feedback.activation]
-    sizes = {"hidden": tuple(config.network.hidden)}
+    options = {
+        "hidden": tuple(config.network.hidden),
+        "feedback_activation": FEEDBACK_ACTIVATIONS[config.feedback.activation],
+    }
     if name != "mlp":
-        sizes["channels"] = tuple(config.network.channels)
+        options |= {"channels": tuple(config.network.channels), "shared_maxima": config.feedback.shared_maxima}
     try:
-        return NETWORKS[name](input_shape, num_classes, **sizes, feedback_activation=feedback_activation)
+        return NETWORKS[name](input_shape, num_classes, **options)
     except ValueError as error:
         raise ConfigError(f"config.network: {name} doesn't fit images of shape {input_shape}: {error}") from error
 
@@ -45,7 +47,8 @@ def build_settings(config: ConfigDict, steps_per_epoch: int) -> Settings:
     """
     forward, feedback = config.forward, config.feedback
     algorithm = ALGORITHMS[config.algorithm]
-    per_block = zip(feedback.iterations, feedback.noise_scale, feedback.learning_rate, strict=False)
+    shares = feedback.batch_share or len(feedback.iterations) * (1,)
+    per_block = zip(feedback.iterations, feedback.noise_scale, feedback.learning_rate, shares, strict=False)
     return Settings(
         algorithm=algorithm,
         beta=config.beta,
@@ -54,8 +57,14 @@ def build_settings(config: ConfigDict, steps_per_epoch: int) -> Settings:
             optax.sgd(schedules.learning_rate(forward, steps_per_epoch), momentum=forward.momentum),
         ),
         feedback=tuple(
-            FeedbackTraining(iterations, scale, feedback.noise_samples, optax.sgd(rate, momentum=feedback.momentum))
-            for iterations, scale, rate in per_block
+            FeedbackTraining(
+                iterations,
+                scale,
+                feedback.noise_samples,
+                optax.sgd(rate, momentum=feedback.momentum),
+                examples=max(1, round(share * config.batch_size)),
+            )
+            for iterations, scale, rate, share in per_block
         ),
         symmetric_init=feedback.init == "symmetric",
     )

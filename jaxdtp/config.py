@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.blocks import FEEDBACK_ACTIVATIONS
 from jaxdtp.networks import NETWORKS
+from jaxdtp.pooling import SHARED_MAXIMA
 from jaxdtp.schedules import SCHEDULES
 
 
@@ -59,8 +60,10 @@ def default_config() -> ConfigDict:
     config.feedback.learning_rate = (0.01, 0.01)
     config.feedback.momentum = 0.9
     config.feedback.noise_samples = 1
+    config.feedback.batch_share = ()  # of each batch that takes part, for blocks 2..N; (): all
     config.feedback.init = "random"
     config.feedback.activation = "elu"  # 'matched': the slope at y is the forward slope there
+    config.feedback.shared_maxima = "last"  # 'sum': where pooling windows share a maximum, un-pool the sum
 
     config.alignment = ConfigDict()
     config.alignment.every_epochs = 0  # how often Jacobian and gradient matching are measured; 0: never
@@ -140,8 +143,10 @@ RULES = {
     "feedback.learning_rate": _tuple_of(_POSITIVE),
     "feedback.momentum": _SHARE,
     "feedback.noise_samples": _whole(1),
+    "feedback.batch_share": _tuple_of(_number(lambda value: 0 < value <= 1, "above 0, up to 1")),
     "feedback.init": _one_of(("random", "symmetric")),
     "feedback.activation": _one_of(FEEDBACK_ACTIVATIONS),
+    "feedback.shared_maxima": _one_of(SHARED_MAXIMA),
     "alignment.every_epochs": _whole(0),
     "alignment.probes": _whole(2),
 }
@@ -213,12 +218,13 @@ def _check_blocks(values: dict[str, Any]) -> None:
     if (network == "mlp") != (len(channels) == 0):
         allowed = "(), an mlp has no convolutions" if network == "mlp" else f"one block or more, in a {network}"
         raise ConfigError(f"config.network.channels: got {channels!r}; allowed: {allowed}")
-    if ALGORITHMS[values["algorithm"]].feedback_loss is None:
+    if ALGORITHMS[values["algorithm"]].feedback_rule is None:
         return
     blocks = len(channels) + len(values["network.hidden"]) + 1
-    for key in ("feedback.iterations", "feedback.noise_scale", "feedback.learning_rate"):
-        if len(values[key]) != blocks - 1:
+    for key in ("feedback.iterations", "feedback.noise_scale", "feedback.learning_rate", "feedback.batch_share"):
+        may_be_empty = key == "feedback.batch_share"
+        if len(values[key]) != blocks - 1 and not (may_be_empty and len(values[key]) == 0):
             raise ConfigError(
                 f"config.{key}: got {values[key]!r}, {len(values[key])} values; allowed: {blocks - 1} values, "
-                f"for blocks 2 to {blocks} of the {blocks} blocks of {network}"
+                f"for blocks 2 to {blocks} of the {blocks} blocks of {network}{', or none' if may_be_empty else ''}"
             )

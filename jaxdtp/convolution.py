@@ -88,9 +88,14 @@ def _on_cpu() -> bool:
 
 
 def _plain(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    if transpose:
-        kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    def convolution(x):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    if not transpose:
+        return convolution(x)
+    # JAX's own transpose, because the transpose of that is the plain convolution again.
+    (transposed,) = jax.linear_transpose(convolution, jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2]), x.dtype))(x)
+    return transposed
 
 
 def _sum_over_taps(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,11 +1,12 @@
-"""Feedback learning: the losses that train a block's feedback weights, and the iterations that minimise them.
+"""Feedback learning: the rules that train a block's feedback weights, and their iterations on a batch.
 
 A feedback rule is one function
 
-    loss(block, feedback_params, forward_params, clean, noise) -> scalar
+    rule(block, feedback_params, forward_params, clean, noise) -> loss, gradient
 
-where `clean` is the block's pass on the batch without noise and `noise` holds what is added to its input and output.
-Losses are summed over features and averaged over the batch. Only `feedback_params` is trained.
+where `clean` is the block's pass on the batch without noise, `noise` holds what is added to its input and output, and
+`gradient` is what the optimizer gets for `feedback_params`: the loss's gradient, or that gradient normalised. Losses
+are summed over features and averaged over the batch.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class Noise(NamedTuple):
     output: jax.Array
 
 
-FeedbackLoss = Callable[[Block, Parameters, Parameters, Pass, Noise], jax.Array]
+FeedbackRule = Callable[[Block, Parameters, Parameters, Pass, Noise], tuple[jax.Array, Parameters]]
 
 
 class FeedbackTraining(NamedTuple):
@@ -36,12 +37,14 @@ class FeedbackTraining(NamedTuple):
         noise_scale: sigma, the standard deviation of the noise, in units of the activations.
         noise_samples: noise draws averaged in each update.
         optimizer: its state lives on from batch to batch.
+        examples: how many of the batch take part, the first ones; None for all.
     """
 
     iterations: int
     noise_scale: float
     noise_samples: int
     optimizer: optax.GradientTransformation
+    examples: int | None = None
 
 
 def ldrl_loss(
@@ -77,6 +80,51 @@ def reconstruction_loss(
     return jnp.sum((noisy - reconstructed) ** 2) / len(noisy)
 
 
+def descend(loss: Callable[[Block, Parameters, Parameters, Pass, Noise], jax.Array]) -> FeedbackRule:
+    """The rule that follows the gradient of `loss(block, feedback_params, forward_params, clean, noise)`."""
+    return jax.value_and_grad(loss, argnums=1)
+
+
+def match_jacobian(
+    block: Block, feedback_params: Parameters, forward_params: Parameters, clean: Pass, noise: Noise
+) -> tuple[jax.Array, Parameters]:
+    """L-DRL for sigma -> 0, without its noise at the optimum, and with a step that needs no learning rate.
+
+    For a direction e at the block's input (noise.input; its scale doesn't matter), by forward-mode differentiation of F
+    and one pass of e through the feedback weights,
+
+        r = J_F e - J_G^T e,    loss |r|^2 / |e|^2 per unit of e,
+
+    whose expectation is L-DRL's limit |J_G - J_F^T|^2, and whose gradient, -2 e (J_G' r)^T, vanishes for every e where
+    the Jacobians match. It is divided by its curvature: where g is the feedback gate's slope at a unit of output
+    feature k, n the weights that meet in one such unit, and sums run over batch and positions,
+
+        step_k = sum e (g r)^T / (mean(e^2) (sum_k g^2 + n mean(g^2))).
+
+    That is the normalised least-mean-squares step (Widrow & Hoff 1960; Nagumo & Noda 1967) for many equations at once:
+    the exact solution where they outnumber the unknowns, a projection where they are few, stable in between.
+    """
+    x, y, switches = clean
+    gate = lambda y: block.gate(y, switches)  # noqa: E731
+    _, forward_product = jax.jvp(lambda x: block.forward(forward_params, x)[0], (x,), (noise.input,))
+    _, transpose = jax.vjp(lambda y: block.project(feedback_params, gate(y)), y)
+    (feedback_product,) = transpose(noise.input)
+    residual = forward_product - feedback_product
+
+    _, h_residual = jax.jvp(gate, (y,), (residual,))
+    _, slope = jax.jvp(gate, (y,), (jnp.ones_like(y),))
+    _, transpose = jax.vjp(lambda params: block.project(params, h_residual), feedback_params)
+    (correlation,) = transpose(noise.input)
+    size = jnp.mean(noise.input**2)
+    kernel = correlation["kernel"]
+    fan_in = kernel.size // kernel.shape[-1]
+    slopes = jnp.sum(slope**2, axis=tuple(range(slope.ndim - 1)))
+    # Where every unit of the block is shut there is nothing to divide by, and nothing to learn.
+    curvature = size * (slopes + fan_in * jnp.sum(slopes) / y.size) + jnp.finfo(y.dtype).tiny
+    gradient = jax.tree.map(jnp.zeros_like, feedback_params) | {"kernel": -kernel / curvature}
+    return jnp.sum(residual**2) / (size * len(x)), gradient
+
+
 def draw_noise(key: jax.Array, scale: float, clean: Pass) -> Noise:
     """Gaussian noise for a block's input and output: the one place where feedback learning draws random numbers."""
     input_key, output_key = jax.random.split(key)
@@ -87,7 +135,7 @@ def draw_noise(key: jax.Array, scale: float, clean: Pass) -> Noise:
 
 
 def feedback_update(
-    loss: FeedbackLoss,
+    rule: FeedbackRule,
     optimizer: optax.GradientTransformation,
     block: Block,
     feedback_params: Parameters,
@@ -97,13 +145,13 @@ def feedback_update(
     noise: Noise,
 ) -> tuple[Parameters, optax.OptState, jax.Array]:
     """One update of a block's feedback weights; returns them, the optimizer's state and the loss before the update."""
-    value, gradient = jax.value_and_grad(loss, argnums=1)(block, feedback_params, forward_params, clean, noise)
+    value, gradient = rule(block, feedback_params, forward_params, clean, noise)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, feedback_params)
     return optax.apply_updates(feedback_params, updates), optimizer_state, value
 
 
 def train_feedback(
-    loss: FeedbackLoss,
+    rule: FeedbackRule,
     training: FeedbackTraining,
     block: Block,
     feedback_params: Parameters,
@@ -116,6 +164,7 @@ def train_feedback(
 
     Returns the weights, the optimizer's state and the loss averaged over the iterations.
     """
+    clean = jax.tree.map(lambda values: values[: training.examples], clean)
     # Averaging over noise samples is averaging over a batch in which every example stands that many times.
     clean = jax.tree.map(lambda values: jnp.repeat(values, training.noise_samples, axis=0), clean)
 
@@ -123,7 +172,7 @@ def train_feedback(
         params, state, total = carry
         noise = draw_noise(jax.random.fold_in(key, index), training.noise_scale, clean)
         params, state, value = feedback_update(
-            loss, training.optimizer, block, params, state, forward_params, clean, noise
+            rule, training.optimizer, block, params, state, forward_params, clean, noise
         )
         return params, state, total + value
 

@@ -30,9 +30,10 @@ def lenet(
     channels: tuple[int, ...] = (32, 64),
     hidden: tuple[int, ...] = (512,),
     feedback_activation: Activation = jax.nn.elu,
+    shared_maxima: str = "last",
 ) -> Network:
     """Blocks of 5x5 convolution, ELU and 3x3/2 max-pooling, then dense blocks (Ernoult et al. 2022: 32-64-512)."""
-    geometry = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
+    geometry = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1, "shared_maxima": shared_maxima}
     convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
     return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
 
@@ -44,10 +45,11 @@ def vgg(
     channels: tuple[int, ...] = (128, 128, 256, 256, 512),
     hidden: tuple[int, ...] = (),
     feedback_activation: Activation = jax.nn.elu,
+    shared_maxima: str = "last",
 ) -> Network:
     """Blocks of 3x3 convolution, ELU and 2x2/2 max-pooling, then dense blocks (Ernoult et al. 2022:
     128-128-256-256-512 and one linear block)."""
-    geometry = {"kernel_size": 3, "window": 2, "stride": 2, "padding": 0}
+    geometry = {"kernel_size": 3, "window": 2, "stride": 2, "padding": 0, "shared_maxima": shared_maxima}
     convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
     return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
 
@@ -83,7 +85,7 @@ def logits(network: Network, params: NetworkParameters, x: jax.Array) -> jax.Arr
     return forward_passes(network, params, x)[-1].output
 
 
-def _convolutions(input_shape, channels, geometry: dict[str, int], feedback_activation: Activation) -> Network:
+def _convolutions(input_shape, channels, geometry: dict, feedback_activation: Activation) -> Network:
     blocks = []
     for index, out_channels in enumerate(channels):
         blocks.append(

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SHARED_MAXIMA = ("last", "sum")
+"""What un-pooling does where overlapping windows share a maximum."""
+
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
     """Max-pooling with switches.
@@ -36,17 +39,17 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.
 
 
 def max_unpool(
-    y: jax.Array, switches: jax.Array, size: tuple[int, int], window: int, stride: int, padding: int
+    y: jax.Array, switches: jax.Array, size: tuple[int, int], window: int, stride: int, padding: int, *, shared: str
 ) -> jax.Array:
     """Write each value to the position of the maximum it came from, zero elsewhere.
-
-    Where windows overlap and two of them share a position, the later window in row-major order wins.
 
     Args:
         y: [batch, out_height, out_width, channels].
         switches: as from `max_pool`, same shape as `y`.
         size: height and width of the pooled map, pixels.
         window, stride, padding: as given to `max_pool`.
+        shared: one of `SHARED_MAXIMA`, for a position that overlapping windows share: 'last', the later window's value
+            in row-major order; 'sum', their sum, which makes un-pooling the transpose of reading at the switches.
 
     Returns:
         [batch, height, width, channels].
@@ -64,7 +67,9 @@ def max_unpool(
         rows, columns = up * stride + np.arange(stride), left * stride + np.arange(stride)
         inside = (rows[:, None] < window) & (columns < window)
         positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
-        cells = jnp.where(shifted_switches == positions[:, None, :, None], shifted, cells)
+        elsewhere = 0 if shared == "sum" else cells
+        written = jnp.where(shifted_switches == positions[:, None, :, None], shifted, elsewhere)
+        cells = cells + written if shared == "sum" else written
     padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.

@@ -78,7 +78,8 @@ def train_step(
     """One step on one batch.
 
     The clean forward pass; feedback training of every block on its clean activations; targets with the trained feedback
-    weights; one forward update with the local gradients (or, for backpropagation, with the loss gradient).
+    weights; one forward update with the local gradients (or, for backpropagation, with the loss gradient), which the
+    feedback weights take too where the rule says so.
 
     Args:
         network: the blocks.
@@ -108,6 +109,10 @@ def train_step(
         gradients = local_gradients(network, state.forward, passes, targets)
 
     updates, forward_optimizer = settings.forward_optimizer.update(gradients, state.forward_optimizer, state.forward)
+    if settings.algorithm.shared_update:
+        feedback = {
+            name: params | {"kernel": params["kernel"] + updates[name]["kernel"]} for name, params in feedback.items()
+        }
     return TrainState(
         step=state.step + 1,
         forward=optax.apply_updates(state.forward, updates),
@@ -127,14 +132,14 @@ def train_all_feedback(
         passes: as from `networks.forward_passes`.
         key: of the noise.
     """
-    loss = settings.algorithm.feedback_loss
-    if loss is None:
+    rule = settings.algorithm.feedback_rule
+    if rule is None:
         return state.feedback, state.feedback_optimizer, {}
     params, optimizer_states, losses = {}, {}, {}
     for index, (block, training, clean) in enumerate(zip(network[1:], settings.feedback, passes[1:], strict=True)):
         name = block.name
         params[name], optimizer_states[name], losses[name] = train_feedback(
-            loss,
+            rule,
             training,
             block,
             state.feedback[name],

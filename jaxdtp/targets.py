@@ -21,6 +21,13 @@ def difference_target(block: Block, feedback_params: Parameters, clean: Pass, ta
     return clean.input + feedback_difference(block, feedback_params, h_target, h_clean)
 
 
+def first_order_target(block: Block, feedback_params: Parameters, clean: Pass, target: jax.Array) -> jax.Array:
+    """t[n-1] = s[n-1] + J_G (t[n] - s[n]): the difference target for small steps, whatever their size."""
+    x, y, switches = clean
+    _, h = jax.jvp(lambda y: block.gate(y, switches), (y,), (target - y,))
+    return x + feedback_difference(block, feedback_params, h, jnp.zeros_like(h))
+
+
 def plain_target(block: Block, feedback_params: Parameters, clean: Pass, target: jax.Array) -> jax.Array:
     """t[n-1] = G_n(t[n]): target propagation without the difference correction."""
     return feedback(block, feedback_params, target, clean.switches)

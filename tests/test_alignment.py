@@ -100,8 +100,9 @@ LENET = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
         # ELU's slope at y is not the forward slope there.
         (dense_block("elu", (6,), 5), False),
         (conv_block("vgg", (8, 8, 2), 3, feedback_activation=matched_elu), True),
-        # Where windows overlap and share a maximum, un-pooling keeps one value and the gradient is the sum.
+        # Where windows overlap and share a maximum, un-pooling keeps one value, and the gradient is their sum.
         (conv_block("lenet", (8, 8, 2), 3, **LENET, feedback_activation=matched_elu), False),
+        (conv_block("sum", (8, 8, 2), 3, **LENET, feedback_activation=matched_elu, shared_maxima="sum"), True),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from jaxdtp import networks
 from jaxdtp.blocks import conv_block, dense_block, feedback, feedback_difference, matched_elu
 from jaxdtp.convolution import conv, conv_transpose
-from jaxdtp.pooling import max_pool, max_unpool, pooled_size
+from jaxdtp.pooling import SHARED_MAXIMA, max_pool, max_unpool, pooled_size
 
 GEOMETRIES = st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 3, 1), (2, 1, 0), (3, 1, 1)])
 
 
-def unpool_by_loop(y, switches, size, window, stride, padding):
-    """The definition: windows in row-major order, each writes its value where its maximum was."""
+def unpool_by_loop(y, switches, size, window, stride, padding, shared):
+    """The definition: windows in row-major order, each writes or adds its value where its maximum was."""
     out = np.zeros((size[0] + 2 * padding, size[1] + 2 * padding))
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             row, column = divmod(int(switches[i, j]), window)
-            out[i * stride + row, j * stride + column] = y[i, j]
+            kept = out[i * stride + row, j * stride + column] if shared == "sum" else 0
+            out[i * stride + row, j * stride + column] = kept + y[i, j]
     return out[padding : padding + size[0], padding : padding + size[1]]
 
 
@@ -46,13 +47,17 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
     np.testing.assert_array_equal(y, expected[0, ..., 0])
     assert y.shape == pooled_size(x.shape, *geometry)
 
-    unpooled = max_unpool(y[None, ..., None], switches[None, ..., None], x.shape, *geometry)[0, ..., 0]
+    def unpool(values, shared):
+        values = jnp.float32(values)[None, ..., None]
+        return max_unpool(values, switches[None, ..., None], x.shape, *geometry, shared=shared)[0, ..., 0]
+
     # At the switches un-pooling inverts pooling, everywhere else it is zero.
+    unpooled = unpool(y, "last")
     np.testing.assert_array_equal(unpooled, np.where(unpooled != 0, x, 0))
-    # Other values than the maxima: the later window wins.
     other = np.random.default_rng(seed).normal(size=y.shape)
-    unpooled = max_unpool(jnp.float32(other)[None, ..., None], switches[None, ..., None], x.shape, *geometry)
-    np.testing.assert_allclose(unpooled[0, ..., 0], unpool_by_loop(other, switches, x.shape, *geometry), rtol=1e-6)
+    for shared in SHARED_MAXIMA:
+        expected = unpool_by_loop(other, switches, x.shape, *geometry, shared)
+        np.testing.assert_allclose(unpool(other, shared), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("num_epochs", True, "got True"),
         ("beta", float("nan"), "got nan; allowed: a number above 0"),
         ("beta", "0.5", "got '0.5'"),
-        ("algorithm", "backprop", "allowed: one of ldrl, dtp, tp, bp"),
+        ("algorithm", "backprop", "allowed: one of ldrl, ldrl_fast, dtp, tp, bp"),
         ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
         ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
         ("network.hidden", (8, -1), "each item a whole number of 1 or more"),
@@ -93,7 +93,7 @@ def test_unknown_and_missing_keys_are_named():
     with pytest.raises(ConfigError, match=r"config.forward.speed: unknown key"):
         resolve(config)
     config.when = {"bpp": {"forward": {"learning_rate": 1.0}}}
-    with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, dtp, tp, bp"):
+    with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, ldrl_fast, dtp, tp, bp"):
         resolve(config)
 
 

@@ -33,11 +33,11 @@ def train_published_feedback(vectors):
     """Feedback parameters after the vectors' iterations; checks losses and first gradients on the way."""
     forward = vectors.network_parameters("forward_before")
     passes = networks.forward_passes(vectors.network, forward, vectors.images)
-    loss = ALGORITHMS[vectors.rule].feedback_loss
+    rule = ALGORITHMS[vectors.rule].feedback_rule
     trained = {}
     for index, (block, clean) in enumerate(zip(vectors.network[1:], passes[1:], strict=True)):
         params = vectors.parameters("feedback_before", block)
-        first_gradient = jax.grad(loss, argnums=1)(block, params, forward[block.name], clean, vectors.noise(block, 0))
+        _, first_gradient = rule(block, params, forward[block.name], clean, vectors.noise(block, 0))
         published_gradient = vectors.parameters("feedback_grad_first", block)
         assert_close(first_gradient["kernel"], published_gradient["kernel"])
         # The bias cancels from L-DRL: its gradient is zero up to rounding.
@@ -49,7 +49,7 @@ def train_published_feedback(vectors):
         for iteration in range(vectors["hp/feedback_iterations"][index]):
             noise = vectors.noise(block, iteration)
             params, state, value = feedback_update(
-                loss, optimizer, block, params, state, forward[block.name], clean, noise
+                rule, optimizer, block, params, state, forward[block.name], clean, noise
             )
             losses.append(value)
         assert_close(np.array(losses), vectors[f"feedback_losses/{block.name}"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jaxdtp import networks
 from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import updates_and_gradients
-from jaxdtp.blocks import Pass, conv_block, dense_block, feedback
-from jaxdtp.feedback import FeedbackTraining, Noise, ldrl_loss, train_feedback
+from jaxdtp.blocks import Pass, conv_block, dense_block, feedback, matched_elu
+from jaxdtp.feedback import FeedbackTraining, Noise, ldrl_loss, match_jacobian, train_feedback
 from jaxdtp.step import (
     Settings,
     TrainState,
@@ -23,7 +23,13 @@ from jaxdtp.step import (
     init_state,
     train_step,
 )
-from jaxdtp.targets import difference_target, local_gradients, output_target, propagate_targets
+from jaxdtp.targets import (
+    difference_target,
+    first_order_target,
+    local_gradients,
+    output_target,
+    propagate_targets,
+)
 
 
 def random_like(tree, seed):
@@ -33,6 +39,8 @@ def random_like(tree, seed):
         structure, [jax.random.normal(key, leaf.shape) * 0.3 for key, leaf in zip(keys, leaves, strict=True)]
     )
 
+
+LDRL = ALGORITHMS["ldrl"].feedback_rule
 
 BLOCKS = {
     "linear": dense_block("fc", (5,), 4, activation=False),
@@ -127,6 +135,91 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     target = difference_target(block, params, Pass(x, y, switches), y + 1e-6 * direction)
     _, product = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (direction,))
     np.testing.assert_allclose((target - x) / 1e-6, product, rtol=1e-4, atol=1e-5)
+    first_order = first_order_target(block, params, Pass(x, y, switches), y + direction)
+    np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.usefixtures("_float64")
+def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(name):
+    """Summed over unit vectors e, loss and direction are |J_G - J_F^T|^2 and its gradient; what each output feature's
+    direction is divided by is counted here unit by unit."""
+    block = BLOCKS[name]
+    forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
+    x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
+    y, switches = block.forward(forward, x)
+
+    def mismatch(params):
+        jacobian_f = jax.jacobian(lambda x: block.forward(forward, x)[0])(x).reshape(y.size, x.size)
+        jacobian_g = jax.jacobian(lambda y: feedback(block, params, y, switches))(y).reshape(x.size, y.size)
+        return jnp.sum((jacobian_g - jacobian_f.T) ** 2)
+
+    def of_unit(e):
+        # The size of e is its mean square: 1 / x.size for a unit vector.
+        value, gradient = match_jacobian(block, params, forward, Pass(x, y, switches), Noise(e, None))
+        return value / x.size, gradient
+
+    values, gradients = jax.lax.map(of_unit, jnp.eye(x.size).reshape(-1, *x.shape))
+    np.testing.assert_allclose(jnp.sum(values), mismatch(params), rtol=1e-8)
+
+    slope = jnp.diagonal(jax.jacobian(lambda y: block.gate(y, switches).sum(range(y.ndim - 1)))(y), 0, 0, -1)
+    slopes = jnp.sum(slope**2, axis=range(slope.ndim - 1))
+    fan_in = params["kernel"].size // y.shape[-1]
+    curvature = (slopes + fan_in * jnp.sum(slopes) / y.size) / x.size
+    expected = jax.grad(mismatch)(params)["kernel"] / 2 / curvature
+    np.testing.assert_allclose(jnp.sum(gradients["kernel"], axis=0), expected, rtol=1e-8, atol=1e-10)
+    assert (gradients["bias"] == 0).all()
+
+
+@pytest.mark.parametrize("examples", [1, 8, 200])
+@pytest.mark.parametrize("name", ["dense", "vgg", "lenet"])
+def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, examples):
+    """Whether a batch holds far fewer or far more equations than there are weights."""
+    make = {
+        "dense": lambda **options: dense_block("fc", (30,), 6, **options),
+        "vgg": lambda **options: conv_block("conv", (4, 4, 3), 5, **options),
+        "lenet": lambda **options: conv_block(
+            "conv", (6, 6, 2), 4, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum", **options
+        ),
+    }[name]
+    block = make(feedback_activation=matched_elu)
+    forward, params = block.init(jax.random.key(0))
+    optimizer = optax.sgd(1.0)
+    training = FeedbackTraining(20 + 1500 // examples, 1.0, 1, optimizer, examples)
+    x = jax.random.normal(jax.random.key(1), (200, *block.input_shape))
+    clean = Pass(x, *block.forward(forward, x))
+    train = jax.jit(train_feedback, static_argnums=(0, 1, 2))
+    trained, _, loss = train(
+        match_jacobian, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
+    )
+    error = lambda params: float(jnp.linalg.norm(params["kernel"] - forward["kernel"]))  # noqa: E731
+    assert np.isfinite(loss)
+    assert error(trained) < 0.05 * error(params)
+    np.testing.assert_array_equal(trained["bias"], params["bias"])
+
+
+@pytest.mark.usefixtures("_float64")
+def test_fast_ldrl_from_matched_weights_is_backprop():
+    """Feedback weights that start as the transposed forward weights stay that, and every update is BP's."""
+    network = networks.lenet(
+        (8, 8, 1), 10, channels=(3, 4), hidden=(7,), feedback_activation=matched_elu, shared_maxima="sum"
+    )
+    training = FeedbackTraining(1, 1.0, 1, optax.sgd(1.0), examples=2)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.05, momentum=0.9))
+    x, labels = jax.random.normal(jax.random.key(1), (6, 5, 8, 8, 1)), jnp.arange(30).reshape(6, 5) % 10
+
+    def train(name):
+        config = Settings(ALGORITHMS[name], 1.0, optimizer, (training,) * 3, symmetric_init=True)
+        step = jax.jit(lambda state, x, labels: train_step(network, config, state, x, labels, jax.random.key(3))[0])
+        state = init_state(network, config, jax.random.key(0))
+        for images, of_images in zip(x, labels, strict=True):
+            state = step(state, images, of_images)
+        return state
+
+    fast, backprop = train("ldrl_fast"), train("bp")
+    chex.assert_trees_all_close(fast.forward, backprop.forward, rtol=1e-9, atol=1e-12)
+    for name, params in fast.feedback.items():
+        np.testing.assert_allclose(params["kernel"], fast.forward[name]["kernel"], rtol=1e-9, atol=1e-12)
 
 
 def test_feedback_learning_aligns_the_weights():
@@ -138,7 +231,7 @@ def test_feedback_learning_aligns_the_weights():
     training = FeedbackTraining(iterations=500, noise_scale=0.1, noise_samples=1, optimizer=optimizer)
     clean = Pass(x, *block.forward(forward, x))
     trained, _, _ = train_feedback(
-        ldrl_loss, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
+        LDRL, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
     )
     cosine = lambda a, b: float(jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
     assert abs(cosine(params["kernel"], forward["kernel"])) < 0.3
@@ -159,7 +252,7 @@ def test_noise_samples_are_averaged():
     def spread(samples):
         training = FeedbackTraining(1, 0.1, samples, optax.sgd(1.0))
         state = training.optimizer.init(params)
-        run = lambda key: train_feedback(ldrl_loss, training, block, params, state, forward, clean, key)[2]  # noqa: E731
+        run = lambda key: train_feedback(LDRL, training, block, params, state, forward, clean, key)[2]  # noqa: E731
         return float(jnp.std(jax.vmap(run)(jax.random.split(jax.random.key(3), 200))))
 
     assert 2.0 < spread(1) / spread(16) < 8.0
@@ -179,10 +272,10 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
 
     passes = networks.forward_passes(network, state.forward, x)
     backward = dict(state.feedback)
-    if algorithm.feedback_loss:
+    if algorithm.feedback_rule:
         for index, (block, training, clean) in enumerate(zip(network[1:], trainings, passes[1:], strict=True)):
             backward[block.name], _, loss = train_feedback(
-                algorithm.feedback_loss,
+                algorithm.feedback_rule,
                 training,
                 block,
                 state.feedback[block.name],
@@ -199,6 +292,10 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
     else:
         gradients = backprop_gradients(network, state.forward, x, labels)
     forward = jax.tree.map(lambda p, g: p - 0.1 * g, state.forward, gradients)
+    if algorithm.shared_update:
+        for block in network[1:]:
+            change = forward[block.name]["kernel"] - state.forward[block.name]["kernel"]
+            backward[block.name] = backward[block.name] | {"kernel": backward[block.name]["kernel"] + change}
     expected = TrainState(1, forward, backward, new.forward_optimizer, new.feedback_optimizer)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, expected)
     np.testing.assert_allclose(metrics["loss"], jnp.mean(cross_entropy(passes[-1].output, labels)), rtol=1e-5)

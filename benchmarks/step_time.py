@@ -1,0 +1,141 @@
+"""Time of one training step: jaxdtp's BP, published DTP and fast DTP, and PyTorch's BP and published DTP, in one run.
+
+    python -m benchmarks.step_time --network=vgg --batch=32
+
+Prints a table, and with --json writes it as a list of objects. --record keeps it in benchmarks/results/, from where
+`python -m benchmarks.readme` takes it into the README. Without PyTorch (`pip install torch`) its rows are left out.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+
+import jax
+
+from benchmarks.record import RESULTS, origin
+from benchmarks.steps import Step, jaxdtp_step, torch_step
+from benchmarks.timing import interleaved, matmul_peak, resident_bytes_added, summary
+from configs import cifar10_lenet, cifar10_lenet_fast, cifar10_vgg, cifar10_vgg_fast
+
+CONFIGS = {"vgg": (cifar10_vgg, cifar10_vgg_fast), "lenet": (cifar10_lenet, cifar10_lenet_fast)}
+COLUMNS = "{:18} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
+
+
+def build_steps(network: str, batch: int, device: str) -> dict[str, Step]:
+    """All steps by name, with the settings of the network's CIFAR-10 configurations."""
+    published, fast = (module.get_config() for module in CONFIGS[network])
+    published.batch_size = fast.batch_size = batch
+    steps = {
+        "jaxdtp_bp": jaxdtp_step(published, "bp"),
+        "jaxdtp_dtp": jaxdtp_step(published, "ldrl"),
+        "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast"),
+    }
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: its rows are left out", file=sys.stderr)
+    else:
+        torch_device = "cpu" if device == "cpu" else "cuda"
+        steps["torch_bp"] = torch_step(published, "bp", torch_device)
+        steps["torch_dtp"] = torch_step(published, "ldrl", torch_device)
+    return steps
+
+
+def measure(steps: dict[str, Step], batch: int, repeats: int, device: str) -> list[dict]:
+    """One object per step: name, times, images per second, memory, operations."""
+    times = interleaved({name: step.run for name, step in steps.items()}, repeats)
+    rows = []
+    for name, step in steps.items():
+        seconds = summary(times[name])
+        rows.append(
+            {"name": name}
+            | seconds
+            | {
+                "images_per_second": batch / seconds["seconds_median"],
+                "peak_memory_bytes": peak_memory(step, device),
+                "compile_seconds": step.compile_seconds,
+                "operations": step.operations,
+                "calls": len(times[name]),
+            }
+        )
+    return rows
+
+
+def peak_memory(step: Step, device: str) -> int | None:
+    """Bytes that a step keeps, and needs beside that while it runs; None where that can't be measured."""
+    if device == "cpu":
+        added = resident_bytes_added(step.run)
+        return None if added is None else step.kept_bytes + added
+    if step.program_bytes is not None:
+        return step.program_bytes
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    step.run()
+    return torch.cuda.max_memory_allocated()
+
+
+def table(rows: list[dict], peak: float) -> str:
+    """The rows as text; `peak` in operations per second."""
+    baseline = {row["name"]: row["seconds_median"] for row in rows}
+    lines = [
+        COLUMNS.format(
+            "", "median s", "min to max s", "images/s", "x BP", "memory MB", "compile s", "TFLOP", "% of peak"
+        )
+    ]
+    for row in rows:
+        times_bp = row["seconds_median"] / baseline[row["name"].split("_")[0] + "_bp"]
+        memory = row["peak_memory_bytes"]
+        lines.append(
+            COLUMNS.format(
+                row["name"],
+                f"{row['seconds_median']:.4f}",
+                f"{row['seconds_min']:.4f} to {row['seconds_max']:.4f}",
+                f"{row['images_per_second']:.1f}",
+                f"{times_bp:.2f}",
+                "" if memory is None else f"{memory / 1e6:.0f}",
+                f"{row['compile_seconds']:.1f}",
+                f"{row['operations'] / 1e12:.3f}",
+                f"{100 * row['operations'] / row['seconds_median'] / peak:.0f}",
+            )
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=CONFIGS, default="vgg")
+    parser.add_argument("--batch", type=int, default=32, help="examples in a step (default 32)")
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own choice")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds through all steps (default 7)")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/results/")
+    arguments = parser.parse_args()
+    if arguments.device:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(arguments.device, arguments.device))
+    device = jax.default_backend()
+
+    peak = matmul_peak()
+    rows = measure(build_steps(arguments.network, arguments.batch, device), arguments.batch, arguments.repeats, device)
+    peak = max(peak, matmul_peak())
+    print(
+        f"{arguments.network}, batch {arguments.batch}, {jax.devices()[0].device_kind}, float32; "
+        f"matrix products reach {peak / 1e9:.0f} GFLOP/s\n{table(rows, peak)}"
+    )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=1)
+    if arguments.record:
+        name = f"step_time_{arguments.network}_{arguments.batch}_{device}"
+        command = f"python -m benchmarks.step_time --network={arguments.network} --batch={arguments.batch} --record"
+        result = origin(command) | {
+            "network": arguments.network,
+            "batch": arguments.batch,
+            "matmul_operations_per_second": peak,
+            "rows": rows,
+        }
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

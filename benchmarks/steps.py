@@ -1,0 +1,153 @@
+"""Training steps to be timed: jaxdtp's and PyTorch's, each with its count of floating-point operations."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdtp.build import build_network, build_settings
+from jaxdtp.config import resolve
+from jaxdtp.networks import Network
+from jaxdtp.step import init_state, train_step
+
+IMAGE = (32, 32, 3)
+CLASSES = 10
+
+
+class Step(NamedTuple):
+    """A training step on one batch.
+
+    Attributes:
+        run: does one step after the other, each finished when it returns.
+        operations: floating-point operations of one step, see `operations`.
+        kept_bytes: parameters, optimizer states and the batch, which live from step to step.
+        compile_seconds: how long it took to compile.
+        program_bytes: all memory of the compiled program; None for PyTorch.
+    """
+
+    run: Callable[[], None]
+    operations: float
+    kept_bytes: int
+    compile_seconds: float
+    program_bytes: int | None
+
+
+def jaxdtp_step(config: ConfigDict, algorithm: str) -> Step:
+    """One of our rules with the settings of a configuration."""
+    config = configure(config, algorithm)
+    network = build_network(config, IMAGE, CLASSES)
+    settings = build_settings(config, steps_per_epoch=1000)
+    state = init_state(network, settings, jax.random.key(config.seed))
+    images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size))
+    key = jax.random.key(1)
+
+    start = time.perf_counter()
+    step = jax.jit(partial(train_step, network, settings), donate_argnums=0)
+    step = step.lower(state, images, labels, key).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run():
+        nonlocal state
+        state, _ = step(state, images, labels, key)
+        jax.block_until_ready(state)
+
+    memory = step.memory_analysis()
+    return Step(
+        run,
+        operations(network, config),
+        sum(values.nbytes for values in jax.tree.leaves((state, images, labels))),
+        compile_seconds,
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+    )
+
+
+def torch_step(config: ConfigDict, algorithm: str, device: str) -> Step:
+    """BP or the published DTP in PyTorch with the settings of a configuration; `device` is PyTorch's name of it."""
+    import torch
+
+    from benchmarks import torch_dtp
+
+    config = configure(config, algorithm)
+    feedback, forward = config.feedback, config.forward
+    channels, hidden = tuple(config.network.channels), tuple(config.network.hidden)
+    network = torch_dtp.init(channels, hidden, IMAGE[::-1], CLASSES, config.network.name, device=device)
+    images, labels = random_batch(config.batch_size)
+    images, labels = (
+        torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device),
+        torch.from_numpy(labels).to(device),
+    )
+    rates = () if algorithm == "bp" else tuple(feedback.learning_rate)
+    optimizers = torch_dtp.sgd(network, forward.learning_rate, rates, forward.momentum, forward.weight_decay)
+
+    def run():
+        if algorithm == "bp":
+            torch_dtp.bp_step(network, optimizers, images, labels)
+        else:
+            iterations, scale = tuple(feedback.iterations), tuple(feedback.noise_scale)
+            torch_dtp.dtp_step(
+                network, optimizers, images, labels, iterations=iterations, noise_scale=scale, beta=config.beta
+            )
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    run()
+    tensors = [tensor for params in (*network.forward, *network.feedback) for tensor in params]
+    buffers = [
+        value
+        for optimizer in (optimizers.forward, *optimizers.feedback)
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
+    kept = sum(tensor.nbytes for tensor in (*tensors, *buffers, images, labels))
+    ours = build_network(config, IMAGE, CLASSES)
+    return Step(run, operations(ours, config, torch=True), kept, 0.0, None)
+
+
+def configure(config: ConfigDict, algorithm: str) -> ConfigDict:
+    """The resolved configuration of an algorithm."""
+    config = config.copy_and_resolve_references()
+    config.algorithm = algorithm
+    return resolve(config)
+
+
+def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal images and random labels, always the same."""
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((batch_size, *IMAGE)).astype(np.float32)
+    return images, generator.integers(0, CLASSES, batch_size)
+
+
+def operations(network: Network, config: ConfigDict, torch: bool = False) -> float:
+    """Floating-point operations of a step, counted from shapes: those of convolutions and matrix products, each by its
+    definition, whatever algorithm computes it.
+
+    With c the operations of a block's linear map on the batch, its gradients with respect to input or weights cost c
+    each. A step: forward c, weight gradient c and, except in the first block, c for what goes down to the block below.
+    To this L-DRL adds per iteration F, one feedback projection and two weight gradients (in PyTorch, written as
+    published: F, three feedback passes and their three weight gradients); fast L-DRL, for its share of the batch,
+    F with its directional derivative, one projection and one weight gradient.
+    """
+    total = 0.0
+    for index, block in enumerate(network):
+        shape = jax.eval_shape(block.init, jax.random.key(0))[0]["kernel"].shape
+        positions = math.prod(block.input_shape[:2]) if len(shape) == 4 else 1
+        cost = 2.0 * config.batch_size * positions * math.prod(shape)
+        total += 2 * cost
+        if index == 0:
+            continue
+        total += cost
+        if config.algorithm == "ldrl":
+            total += (7 if torch else 4) * config.feedback.iterations[index - 1] * cost
+        elif config.algorithm == "ldrl_fast":
+            total += 4 * config.feedback.iterations[index - 1] * config.feedback.batch_share[index - 1] * cost
+    return total
