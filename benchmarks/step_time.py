@@ -22,7 +22,7 @@ CONFIGS = {"vgg": (cifar10_vgg, cifar10_vgg_fast), "lenet": (cifar10_lenet, cifa
 COLUMNS = "{:18} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
 
 
-def build_steps(network: str, batch: int, device: str) -> dict[str, Step]:
+def build_steps(network: str, batch: int, device: str, precision: str) -> dict[str, Step]:
     """All steps by name, with the settings of the network's CIFAR-10 configurations."""
     published, fast = (module.get_config() for module in CONFIGS[network])
     published.batch_size = fast.batch_size = batch
@@ -34,9 +34,8 @@ def build_steps(network: str, batch: int, device: str) -> dict[str, Step]:
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: its rows are left out", file=sys.stderr)
     else:
-        torch_device = "cpu" if device == "cpu" else "cuda"
-        steps["torch_bp"] = torch_step(published, "bp", torch_device)
-        steps["torch_dtp"] = torch_step(published, "ldrl", torch_device)
+        for name, algorithm in (("torch_bp", "bp"), ("torch_dtp", "ldrl")):
+            steps[name] = torch_step(published, algorithm, "cpu" if device == "cpu" else "cuda", precision)
     return steps
 
 
@@ -107,6 +106,7 @@ def main() -> None:
     parser.add_argument("--network", choices=CONFIGS, default="vgg")
     parser.add_argument("--batch", type=int, default=32, help="examples in a step (default 32)")
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own choice")
+    parser.add_argument("--precision", choices=("float32", "tensorfloat32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=7, help="rounds through all steps (default 7)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/results/")
@@ -115,22 +115,24 @@ def main() -> None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(arguments.device, arguments.device))
     device = jax.default_backend()
 
-    peak = matmul_peak()
-    rows = measure(build_steps(arguments.network, arguments.batch, device), arguments.batch, arguments.repeats, device)
-    peak = max(peak, matmul_peak())
+    with jax.default_matmul_precision(arguments.precision):
+        peak = matmul_peak()
+        steps = build_steps(arguments.network, arguments.batch, device, arguments.precision)
+        rows = measure(steps, arguments.batch, arguments.repeats, device)
+        peak = max(peak, matmul_peak())
     print(
-        f"{arguments.network}, batch {arguments.batch}, {jax.devices()[0].device_kind}, float32; "
+        f"{arguments.network}, batch {arguments.batch}, {jax.devices()[0].device_kind}, {arguments.precision}; "
         f"matrix products reach {peak / 1e9:.0f} GFLOP/s\n{table(rows, peak)}"
     )
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=1)
     if arguments.record:
-        name = f"step_time_{arguments.network}_{arguments.batch}_{device}"
-        command = f"python -m benchmarks.step_time --network={arguments.network} --batch={arguments.batch} --record"
-        result = origin(command) | {
-            "network": arguments.network,
-            "batch": arguments.batch,
+        options = {name: getattr(arguments, name) for name in ("network", "batch", "precision")}
+        name = "_".join(["step_time", device, *map(str, options.values())])
+        command = " ".join(f"--{option}={value}" for option, value in options.items())
+        result = origin(f"python -m benchmarks.step_time {command} --record") | {
+            **options,
             "matmul_operations_per_second": peak,
             "rows": rows,
         }

@@ -70,12 +70,14 @@ def jaxdtp_step(config: ConfigDict, algorithm: str) -> Step:
     )
 
 
-def torch_step(config: ConfigDict, algorithm: str, device: str) -> Step:
+def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) -> Step:
     """BP or the published DTP in PyTorch with the settings of a configuration; `device` is PyTorch's name of it."""
     import torch
 
     from benchmarks import torch_dtp
 
+    torch.set_float32_matmul_precision({"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}[precision])
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
     config = configure(config, algorithm)
     feedback, forward = config.feedback, config.forward
     channels, hidden = tuple(config.network.channels), tuple(config.network.hidden)

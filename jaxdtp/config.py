@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
     config.checkpoint_every_epochs = 1
     config.algorithm = "ldrl"
     config.beta = 0.7  # step size of the output target
+    config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU
 
     config.network = ConfigDict()
     config.network.name = "mlp"
@@ -118,6 +119,7 @@ RULES = {
     "checkpoint_every_epochs": _whole(1),
     "algorithm": _one_of(ALGORITHMS),
     "beta": _POSITIVE,
+    "matmul_precision": _one_of(("float32", "tensorfloat32", "bfloat16")),
     "network.name": _one_of(NETWORKS),
     "network.channels": _tuple_of(_whole(1)),
     "network.hidden": _tuple_of(_whole(1)),

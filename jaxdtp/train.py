@@ -30,6 +30,18 @@ class DivergedError(FloatingPointError):
     """An activation, a loss or a weight is no longer finite."""
 
 
+def in_matmul_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
+    """`run(config, workdir)` with all convolutions and matrix products in the configuration's precision."""
+
+    @functools.wraps(run)
+    def wrapped(config, workdir):
+        with jax.default_matmul_precision(config.matmul_precision):
+            return run(config, workdir)
+
+    return wrapped
+
+
+@in_matmul_precision
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     """Train, going on from the latest checkpoint in `workdir`, then evaluate the best epoch on the test data.
 
@@ -109,6 +121,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     return summary
 
 
+@in_matmul_precision
 def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     """Evaluate the best checkpoint in `workdir` on the test data.
 

@@ -1,0 +1,58 @@
+"""Write the README's tables of step times from benchmarks/results/step_time_*.json: `python -m benchmarks.readme`."""
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+NAMES = {
+    "jaxdtp_bp": "BP",
+    "jaxdtp_dtp": "L-DRL as published",
+    "jaxdtp_dtp_fast": "fast L-DRL",
+    "torch_bp": "BP in PyTorch",
+    "torch_dtp": "L-DRL as published in PyTorch",
+}
+
+
+def with_tables(readme: str) -> str:
+    """The README's text with fresh tables between its two markers."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("step_time_*.json"))]
+    tables = "\n\n".join(table(result) for result in results)
+    begin, end = "<!-- step times: written by python -m benchmarks.readme -->", "<!-- end of step times -->"
+    pattern = f"{re.escape(begin)}.*{re.escape(end)}"
+    return re.sub(pattern, lambda _: f"{begin}\n{tables}\n{end}", readme, flags=re.DOTALL)
+
+
+def table(result: dict) -> str:
+    """One result in Markdown: where it comes from, and a row for every step."""
+    machine, versions = result["machine"], result["versions"]
+    peak = result["matmul_operations_per_second"]
+    median = {row["name"]: row["seconds_median"] for row in result["rows"]}
+    lines = [
+        f"{result['network'].upper()} of `configs/cifar10_{result['network']}.py`, batch {result['batch']}, "
+        f"{machine['device']}, {machine['cores']} cores, {result['precision']}, jax {versions['jax']}"
+        + (f", PyTorch {versions['torch']}" if "torch" in versions else "")
+        + f", {result['date']} (`{result['command']}`):",
+        "",
+        "| step | seconds, median (min to max) | times BP | images/s | memory, MB | compiled in, s | share of peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        library = row["name"].partition("_")[0]
+        memory = row["peak_memory_bytes"]
+        lines.append(
+            f"| {NAMES[row['name']]} "
+            f"| {row['seconds_median']:.4f} ({row['seconds_min']:.4f} to {row['seconds_max']:.4f}) "
+            f"| {row['seconds_median'] / median[f'{library}_bp']:.2f} "
+            f"| {row['images_per_second']:.0f} "
+            f"| {'' if memory is None else format(memory / 1e6, '.0f')} "
+            f"| {row['compile_seconds']:.0f} "
+            f"| {row['operations'] / row['seconds_median'] / peak:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

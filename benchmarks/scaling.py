@@ -1,0 +1,117 @@
+"""How the time of a training step grows with batch, width, depth and feedback iterations: VGG, BP, L-DRL, fast L-DRL.
+
+    python -m benchmarks.scaling
+
+Writes benchmarks/results/scaling.json and .png. One of the four grows at a time, the others stay at BASE.
+"""
+
+import argparse
+import json
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from benchmarks.record import RESULTS, origin
+from benchmarks.steps import jaxdtp_step
+from benchmarks.timing import interleaved, summary
+from configs import cifar10_vgg, cifar10_vgg_fast
+from jaxdtp.plots import plt, style
+
+
+class Size(NamedTuple):
+    """Of a step.
+
+    Attributes:
+        batch: examples.
+        width: channels, as a share of the published VGG's.
+        depth: convolutional blocks, the first ones of VGG.
+        iterations: feedback iterations, as a share of the published ones, and at least one; fast L-DRL has one.
+    """
+
+    batch: int = 32
+    width: float = 0.5
+    depth: int = 5
+    iterations: float = 0.25
+
+
+BASE = Size()
+GROWTH = {
+    "batch": (8, 16, 32, 64, 128),
+    "width": (0.125, 0.25, 0.5, 1.0),
+    "depth": (2, 3, 4, 5),
+    "iterations": (0.05, 0.125, 0.25, 0.5, 1.0),
+}
+LABELS = {
+    "batch": "batch (examples)",
+    "width": "width (share of VGG's channels)",
+    "depth": "depth (convolutional blocks)",
+    "iterations": "feedback iterations (share of the published)",
+}
+RULES = {"bp": cifar10_vgg, "ldrl": cifar10_vgg, "ldrl_fast": cifar10_vgg_fast}
+
+
+def resize(config: ConfigDict, size: Size, iterations: float) -> ConfigDict:
+    """A VGG configuration of another size."""
+    feedback = config.feedback
+    config.batch_size = size.batch
+    config.network.channels = tuple(int(size.width * channels) for channels in config.network.channels[: size.depth])
+    feedback.iterations = tuple(max(1, round(iterations * count)) for count in feedback.iterations)
+    for key in ("iterations", "noise_scale", "learning_rate", "batch_share"):
+        # Of blocks 2 to N: the first convolutional ones and the last, dense one.
+        feedback[key] = feedback[key][: size.depth - 1] + feedback[key][-1:]
+    return config
+
+
+def measure(size: Size, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step by rule: median, minimum, maximum."""
+    steps = {}
+    for rule, module in RULES.items():
+        iterations = 1 if rule == "ldrl_fast" else size.iterations
+        steps[rule] = jaxdtp_step(resize(module.get_config(), size, iterations), rule)
+    times = interleaved({rule: step.run for rule, step in steps.items()}, repeats, seconds=0.2)
+    return {rule: summary(of_rule) for rule, of_rule in times.items()}
+
+
+def plot(curves: dict[str, list[dict]], title: str) -> plt.Figure:
+    """A panel for each of the four, seconds over size, both logarithmic."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(13, 3.6), layout="constrained", sharey=True)
+    for panel, (what, points) in zip(axes, curves.items(), strict=True):
+        sizes = [point["size"] for point in points]
+        for rule in RULES:
+            medians = [point["seconds"][rule]["seconds_median"] for point in points]
+            low = [point["seconds"][rule]["seconds_min"] for point in points]
+            high = [point["seconds"][rule]["seconds_max"] for point in points]
+            panel.plot(sizes, medians, marker="o", markersize=4, label=rule)
+            panel.fill_between(sizes, low, high, alpha=0.2)
+        panel.set(xlabel=LABELS[what], xscale="log", yscale="log")
+        panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        panel.minorticks_off()
+        style(panel)
+    axes[0].set_ylabel("seconds per step")
+    axes[-1].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def main() -> None:
+    """Measure every point, print, write and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds through the rules at each point (default 5)")
+    repeats = parser.parse_args().repeats
+    curves = {what: [] for what in GROWTH}
+    for what, sizes in GROWTH.items():
+        for size in sizes:
+            seconds = measure(BASE._replace(**{what: size}), repeats)
+            curves[what].append({"size": size, "seconds": seconds})
+            medians = ", ".join(f"{rule} {of_rule['seconds_median']:.4f} s" for rule, of_rule in seconds.items())
+            print(f"{what} {size}: {medians}", flush=True)
+    result = origin("python -m benchmarks.scaling") | {"base": BASE._asdict(), "repeats": repeats, "curves": curves}
+    (RESULTS / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    base = f"batch {BASE.batch}, width {BASE.width:g}, depth {BASE.depth}, iterations {BASE.iterations:g}"
+    figure = plot(curves, f"A training step of VGG on {jax.devices()[0].device_kind}, unless varied: {base}")
+    figure.savefig(RESULTS / "scaling.png", dpi=160)
+
+
+if __name__ == "__main__":
+    main()
