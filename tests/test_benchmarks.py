@@ -1,0 +1,85 @@
+"""The benchmarks' own arithmetic, and the format of what they write."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from benchmarks import readme, scaling, step_time, steps, timing
+from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
+from jaxdtp.build import build_network
+from jaxdtp.step import backprop_gradients
+
+SIZES = {"channels": (2, 3), "hidden": (4,)}
+
+
+class Small:
+    """A config module with a network that is quick to compile."""
+
+    def __init__(self, module, sizes):
+        self.module, self.sizes = module, sizes
+
+    def get_config(self):
+        config = self.module.get_config()
+        config.network.update(self.sizes)
+        return config
+
+
+def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
+    configs = Small(cifar10_lenet, SIZES), Small(cifar10_lenet_fast, SIZES)
+    monkeypatch.setattr(step_time, "CONFIGS", {"lenet": configs})
+    # As where PyTorch isn't installed; tests/test_torch.py has its own.
+    monkeypatch.setattr(step_time.importlib.util, "find_spec", lambda name: None)
+    path = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", f"step_time --network=lenet --batch=4 --repeats=2 --json={path}".split())
+    step_time.main()
+
+    rows = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    assert [row["name"] for row in rows] == ["jaxdtp_bp", "jaxdtp_dtp", "jaxdtp_dtp_fast"]
+    for row in rows:
+        assert row["name"] in printed
+        assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
+        assert row["images_per_second"] == pytest.approx(4 / row["seconds_median"])
+        assert row["compile_seconds"] > 0
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 0
+    operations = {row["name"]: row["operations"] for row in rows}
+    # 16x16 and 32x32 pixels, 5x5 kernels, dense 192-4-10, batch 4; conv_0's input gradient isn't needed.
+    conv_0, conv_1, fc1, fc2 = (8.0 * n for n in (1024 * 25 * 3 * 2, 256 * 25 * 2 * 3, 192 * 4, 4 * 10))
+    backprop = 2 * conv_0 + 3 * (conv_1 + fc1 + fc2)
+    assert operations["jaxdtp_bp"] == backprop
+    assert operations["jaxdtp_dtp"] == backprop + 4 * (41 * conv_1 + 51 * fc1 + 24 * fc2)
+    assert operations["jaxdtp_dtp_fast"] == backprop + 4 * (conv_1 / 8 + fc1 + fc2)
+
+
+def test_operations_are_those_that_xla_counts():
+    config = steps.configure(digits_mlp.get_config(), "bp")
+    network = build_network(config, steps.IMAGE, steps.CLASSES)
+    params = {block.name: block.init(jax.random.key(0))[0] for block in network}
+    gradients = jax.jit(lambda params, x, labels: backprop_gradients(network, params, x, labels))
+    counted = gradients.lower(params, *steps.random_batch(config.batch_size)).compile().cost_analysis()["flops"]
+    # XLA counts activations and biases too.
+    assert counted == pytest.approx(steps.operations(network, config), rel=0.05)
+
+
+def test_memory_that_a_function_needs_is_seen():
+    def function():
+        held = bytearray(10**8)
+        held[:: 2**12] = bytes(len(held[:: 2**12]))
+
+    added = timing.resident_bytes_added(function)
+    assert added is None or added == pytest.approx(10**8, rel=0.2)
+
+
+def test_scaling_describes_steps_of_every_size():
+    for what, sizes in scaling.GROWTH.items():
+        for size in sizes:
+            for rule, module in scaling.RULES.items():
+                resized = scaling.resize(module.get_config(), scaling.BASE._replace(**{what: size}), 0.25)
+                steps.configure(resized, rule)
+
+
+def test_the_readme_has_the_newest_step_times():
+    text = readme.README.read_text()
+    assert readme.with_tables(text) == text
