@@ -52,7 +52,9 @@ def _convolve(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`conv`, or `conv_transpose`, in the way that is fastest here."""
     if _on_cpu() and _suits_winograd(x, kernel):
         return _winograd(transpose, x, kernel, lambda a, b: jnp.stack([p @ q for p, q in zip(a, b, strict=True)]))
-    return _by_input(transpose, x, kernel)
+    if _on_cpu() and _maps_are_tiny(x):
+        return _sum_over_taps(transpose, x, kernel)
+    return _plain(jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if transpose else kernel, x)
 
 
 @functools.partial(_convolve.defjvp, symbolic_zeros=True)
@@ -70,13 +72,14 @@ def _convolve_jvp(transpose, primals, tangents):
 
 
 def _by_input(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    maps_are_tiny = max(x.shape[1:3]) <= 2
-    return (_sum_over_taps if _on_cpu() and maps_are_tiny else _plain)(transpose, x, kernel)
+    if _on_cpu() and _maps_are_tiny(x):
+        return _sum_over_taps(transpose, x, kernel)
+    return _transposable(transpose, x, kernel)
 
 
 def _by_kernel(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if not _on_cpu():
-        return _plain(transpose, x, kernel)
+        return _transposable(transpose, x, kernel)
     if _suits_winograd(x, kernel):
         # Batched: XLA's transpose of products one by one would write each gradient into an array of all of them.
         return _winograd(transpose, x, kernel, jnp.matmul)
@@ -87,14 +90,21 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _plain(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    def convolution(x):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _maps_are_tiny(x: jax.Array) -> bool:
+    return max(x.shape[1:3]) <= 2
 
+
+def _plain(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _transposable(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's convolution, written so that the transpose of the transpose is the plain convolution again: with a flipped
+    kernel it would be another, slow one. In a loop on the CPU JAX's transpose is slow itself, 4 times or more."""
     if not transpose:
-        return convolution(x)
-    # JAX's own transpose, because the transpose of that is the plain convolution again.
-    (transposed,) = jax.linear_transpose(convolution, jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2]), x.dtype))(x)
+        return _plain(kernel, x)
+    result = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2]), x.dtype)
+    (transposed,) = jax.linear_transpose(functools.partial(_plain, kernel), result)(x)
     return transposed
 
 
@@ -115,6 +125,51 @@ def _sum_over_taps(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Arra
     return sum(products).reshape(batch, height, width, -1)
 
 
+def _suits_winograd(x: jax.Array, kernel: jax.Array) -> bool:
+    size, fewest_channels = kernel.shape[0], min(kernel.shape[2:])
+    if size not in (3, 5) or fewest_channels < (64 if size == 3 else 32):
+        return False
+    return all(length % (7 - size) == 0 for length in x.shape[1:3])
+
+
+def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array, products) -> jax.Array:
+    """Winograd's algorithm on tiles of 6x6 inputs (Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural
+    Networks", section 4): 36 multiplications for 4x4 outputs of a 3x3 kernel instead of 144, or for 2x2 outputs of a
+    5x5 kernel instead of 100. In float32 its rounding errors are about ten times those of the plain convolution, 3e-6
+    of the result's size.
+
+    `products` multiplies the 36 matrices [tiles, in_channels] by the 36 matrices [in_channels, out_channels].
+    """
+    size = kernel.shape[0]
+    step = 7 - size
+    batch, height, width, _ = x.shape
+    margin = size // 2
+    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    tiles = jnp.stack(
+        [
+            padded[:, i : i + height - step + 1 : step, j : j + width - step + 1 : step]
+            for i, j in itertools.product(range(6), repeat=2)
+        ]
+    )
+
+    def transform(matrix, values):
+        # Both axes of a tile at once, so that it is one matrix product.
+        both_axes = jnp.asarray(np.kron(matrix, matrix), x.dtype)
+        return both_axes @ values.reshape(both_axes.shape[1], -1)
+
+    kernel_matrix = _WINOGRAD_SCALE[:, None] * _winograd_powers(size)
+    if transpose:
+        kernel_matrix = kernel_matrix[:, ::-1]
+    kernels = transform(kernel_matrix, kernel).reshape(36, *kernel.shape[2:])
+    if transpose:
+        kernels = kernels.swapaxes(1, 2)
+    inputs = transform(_WINOGRAD_INPUT, tiles).reshape(36, -1, x.shape[-1])
+    outputs = transform(_winograd_powers(step).T, products(inputs, kernels))
+    outputs = outputs.reshape(step, step, batch, height // step, width // step, -1)
+    return outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
+
+
+# A convolution as a product of polynomials: both are evaluated at 0, 1, -1, 2, -2 and infinity, and multiplied there.
 _WINOGRAD_INPUT = np.array(
     [
         [4, 0, -5, 0, 1, 0],
@@ -125,35 +180,10 @@ _WINOGRAD_INPUT = np.array(
         [0, 4, 0, -5, 0, 1],
     ]
 )
-_WINOGRAD_KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-_WINOGRAD_OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+_WINOGRAD_SCALE = np.array([1 / 4, -1 / 6, -1 / 6, 1 / 24, 1 / 24, 1])
 
 
-def _suits_winograd(x: jax.Array, kernel: jax.Array) -> bool:
-    height, width = x.shape[1:3]
-    return kernel.shape[0] == 3 and height % 4 == 0 and width % 4 == 0 and min(kernel.shape[2:]) >= 64
-
-
-def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array, products) -> jax.Array:
-    """F(4x4, 3x3) of Lavin & Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", section 4.3): a tile of
-    4x4 outputs costs 36 multiplications instead of 144. In float32 its rounding errors are about ten times those of the
-    plain convolution, 3e-6 of the result's size.
-
-    `products` multiplies the 36 matrices [tiles, in_channels] by the 36 matrices [in_channels, out_channels].
-    """
-    batch, height, width, _ = x.shape
-    rows, columns = height // 4, width // 4
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    tiles = [padded[:, i : i + height - 3 : 4, j : j + width - 3 : 4] for i, j in itertools.product(range(6), repeat=2)]
-
-    def transform(matrix, values):
-        # Both axes of a tile at once, so that it is one matrix product.
-        both_axes = jnp.asarray(np.kron(matrix, matrix), x.dtype)
-        return both_axes @ values.reshape(both_axes.shape[1], -1)
-
-    kernel_matrix = _WINOGRAD_KERNEL[:, ::-1] if transpose else _WINOGRAD_KERNEL
-    kernels = transform(kernel_matrix, kernel).reshape(36, *kernel.shape[2:])
-    kernels = kernels.swapaxes(1, 2) if transpose else kernels
-    inputs = transform(_WINOGRAD_INPUT, jnp.stack(tiles)).reshape(36, -1, x.shape[-1])
-    outputs = transform(_WINOGRAD_OUTPUT, products(inputs, kernels)).reshape(4, 4, batch, rows, columns, -1)
-    return outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
+def _winograd_powers(count: int) -> np.ndarray:
+    """Powers 0 to count - 1 of the six points, [6, count]; of infinity only the highest counts."""
+    powers = np.array([0.0, 1, -1, 2, -2])[:, None] ** np.arange(count)
+    return np.concatenate([powers, np.eye(count)[-1:]])

@@ -70,6 +70,7 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
         (4, 4, 3, (2, 70)),
         # Maps and channels that suit Winograd's algorithm.
         (8, 4, 3, (64, 65)),
+        (4, 6, 5, (33, 32)),
     ],
 )
 def test_convolution_and_its_derivatives(height, width, size, channels):
