@@ -63,14 +63,16 @@ def resize(config: ConfigDict, size: Size, iterations: float) -> ConfigDict:
     return config
 
 
-def measure(size: Size, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step by rule: median, minimum, maximum."""
+def measure(what: str, repeats: int) -> list[dict]:
+    """For every size of one growth, all in one interleaved run: seconds of a step by rule, median, minimum, maximum."""
     steps = {}
-    for rule, module in RULES.items():
-        iterations = 1 if rule == "ldrl_fast" else size.iterations
-        steps[rule] = jaxdtp_step(resize(module.get_config(), size, iterations), rule)
-    times = interleaved({rule: step.run for rule, step in steps.items()}, repeats, seconds=0.2)
-    return {rule: summary(of_rule) for rule, of_rule in times.items()}
+    for value in GROWTH[what]:
+        size = BASE._replace(**{what: value})
+        for rule, module in RULES.items():
+            iterations = 1 if rule == "ldrl_fast" else size.iterations
+            steps[value, rule] = jaxdtp_step(resize(module.get_config(), size, iterations), rule).run
+    times = interleaved(steps, repeats, seconds=0.2)
+    return [{"size": value, "seconds": {rule: summary(times[value, rule]) for rule in RULES}} for value in GROWTH[what]]
 
 
 def plot(curves: dict[str, list[dict]], title: str) -> plt.Figure:
@@ -97,15 +99,14 @@ def plot(curves: dict[str, list[dict]], title: str) -> plt.Figure:
 def main() -> None:
     """Measure every point, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds through the rules at each point (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds through all steps of a growth (default 5)")
     repeats = parser.parse_args().repeats
-    curves = {what: [] for what in GROWTH}
-    for what, sizes in GROWTH.items():
-        for size in sizes:
-            seconds = measure(BASE._replace(**{what: size}), repeats)
-            curves[what].append({"size": size, "seconds": seconds})
-            medians = ", ".join(f"{rule} {of_rule['seconds_median']:.4f} s" for rule, of_rule in seconds.items())
-            print(f"{what} {size}: {medians}", flush=True)
+    curves = {}
+    for what in GROWTH:
+        curves[what] = measure(what, repeats)
+        for point in curves[what]:
+            medians = ", ".join(f"{rule} {times['seconds_median']:.4f} s" for rule, times in point["seconds"].items())
+            print(f"{what} {point['size']}: {medians}", flush=True)
     result = origin("python -m benchmarks.scaling") | {"base": BASE._asdict(), "repeats": repeats, "curves": curves}
     (RESULTS / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
     base = f"batch {BASE.batch}, width {BASE.width:g}, depth {BASE.depth}, iterations {BASE.iterations:g}"

@@ -3,14 +3,16 @@
 import ctypes
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def interleaved(functions: dict[str, Callable[[], None]], repeats: int, seconds: float = 0.5) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[Hashable, Callable[[], None]], repeats: int, seconds: float = 0.5
+) -> dict[Hashable, list[float]]:
     """Seconds of each call, by name.
 
     Every function is called once to warm up; then, `repeats` times, one after the other, each as often as fits into

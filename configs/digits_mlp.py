@@ -20,5 +20,18 @@ def get_config():
     config.feedback.iterations = (20, 20)
     config.feedback.noise_scale = (0.1, 0.1)
     config.feedback.learning_rate = (0.2, 0.2)
-    config.when = {"bp": {"forward": {"learning_rate": 0.05, "warmup_steps": 0}}}
+    config.when = {
+        "bp": {"forward": {"learning_rate": 0.05, "warmup_steps": 0}},
+        "ldrl_fast": {
+            "beta": 1.0,
+            "forward": {"learning_rate": 0.05},
+            "feedback": {
+                "iterations": (1, 1),
+                "learning_rate": (1.0, 1.0),
+                "momentum": 0.0,
+                "activation": "matched",
+                "shared_maxima": "sum",
+            },
+        },
+    }
     return config

@@ -1,11 +1,12 @@
 """Stride-1 'SAME' convolution and its transpose, and the one place that knows which platform it runs on.
 
 On GPU and TPU everything here is XLA's plain convolution. On the CPU difference target propagation spends nearly all of
-its time here, and XLA has two slow paths that it hits in every step (measured with jaxlib 0.10 on 2 cores, in GFLOP/s,
-where a matrix product reaches 180):
+its time here, and XLA has slow paths that it hits in every step (measured with jaxlib 0.10 on 2 cores, in GFLOP/s,
+where a matrix product reaches 180 to 210):
 
 - the weight gradient of a convolution inside a loop takes a naive path: 1 to 2; the sum over taps below: 110 to 140;
-- so does a 3x3 convolution of maps of 2x2 pixels, even outside a loop: 3 to 5; the sum over taps: 140.
+- so does a 3x3 convolution of maps of 2x2 pixels, even outside a loop: 3 to 5; the sum over taps: 140;
+- JAX's transpose of a convolution inside a loop: 20 to 40; the convolution with a flipped kernel: 100 to 200.
 
 Where channels are many, Winograd's algorithm does with a quarter of the multiplications: 3x3 convolutions with 128 to
 256 channels take 8, 3 and 3 ms instead of 13, 6 and 4, their weight gradients 8, 3 and 2 instead of 22, 8 and 5 (batch
@@ -72,12 +73,16 @@ def _convolve_jvp(transpose, primals, tangents):
 
 
 def _by_input(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    if _on_cpu() and _maps_are_tiny(x):
+    """`_convolve` as a function of `x` that autodiff may transpose."""
+    # XLA's transpose is slow in a loop: there the sum over 9 taps halves the time of VGG's BP step. 25 taps lengthen
+    # LeNet's.
+    if _on_cpu() and (_maps_are_tiny(x) or (not transpose and kernel.shape[0] <= 3)):
         return _sum_over_taps(transpose, x, kernel)
     return _transposable(transpose, x, kernel)
 
 
 def _by_kernel(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_convolve` as a function of `kernel` that autodiff may transpose."""
     if not _on_cpu():
         return _transposable(transpose, x, kernel)
     if _suits_winograd(x, kernel):
@@ -99,8 +104,8 @@ def _plain(kernel: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _transposable(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution, written so that the transpose of the transpose is the plain convolution again: with a flipped
-    kernel it would be another, slow one. In a loop on the CPU JAX's transpose is slow itself, 4 times or more."""
+    """XLA's convolution or JAX's transpose of it, whose own transpose is the plain convolution again: that of a
+    convolution with a flipped kernel would be another one, which is slow."""
     if not transpose:
         return _plain(kernel, x)
     result = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2]), x.dtype)

@@ -90,19 +90,21 @@ def match_jacobian(
 ) -> tuple[jax.Array, Parameters]:
     """L-DRL for sigma -> 0, without its noise at the optimum, and with a step that needs no learning rate.
 
-    For a direction e at the block's input (noise.input; its scale doesn't matter), by forward-mode differentiation of F
-    and one pass of e through the feedback weights,
+    For a direction e at the block's input (noise.input; its scale cancels), by forward-mode differentiation of F and
+    one pass of e through the feedback weights,
 
-        r = J_F e - J_G^T e,    loss |r|^2 / |e|^2 per unit of e,
+        r = J_F e - J_G^T e,    loss |r|^2 / mean(e^2),
 
-    whose expectation is L-DRL's limit |J_G - J_F^T|^2, and whose gradient, -2 e (J_G' r)^T, vanishes for every e where
-    the Jacobians match. It is divided by its curvature: where g is the feedback gate's slope at a unit of output
-    feature k, n the weights that meet in one such unit, and sums run over batch and positions,
+    whose expectation is L-DRL's limit |J_G - J_F^T|^2, and whose gradient is zero for every e once the Jacobians match.
+    Half of it, divided by its curvature, is what the optimizer gets, for the kernel alone: where g is the slope of the
+    feedback gate at a unit of output feature k (the kernel's last axis), n the number of weights that meet in such a
+    unit, and sums run over batch and positions,
 
-        step_k = sum e (g r)^T / (mean(e^2) (sum_k g^2 + n mean(g^2))).
+        -sum_k e g r / (mean(e^2) (sum_k g^2 + n mean(g^2))).
 
-    That is the normalised least-mean-squares step (Widrow & Hoff 1960; Nagumo & Noda 1967) for many equations at once:
-    the exact solution where they outnumber the unknowns, a projection where they are few, stable in between.
+    With rate 1 that is the normalised least-mean-squares step (Widrow & Hoff 1960; Nagumo & Noda 1967) for many
+    equations at once: close to their solution where they outnumber the unknowns, a projection where they are few, and
+    stable in between.
     """
     x, y, switches = clean
     gate = lambda y: block.gate(y, switches)  # noqa: E731

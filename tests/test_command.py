@@ -169,7 +169,7 @@ def test_a_config_file_that_cannot_be_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["digits_mlp", "digits_lenet"])
-@pytest.mark.parametrize("algorithm", ["ldrl", "bp"])
+@pytest.mark.parametrize("algorithm", ["ldrl", "ldrl_fast", "bp"])
 def test_digits_are_learned(config, algorithm, tmp_path):
     """The shipped defaults reach 97 % test accuracy; the test part is 360 images."""
     result = run(config, f"--config.algorithm={algorithm}", f"--workdir={tmp_path / 'new'}", cwd=tmp_path)
