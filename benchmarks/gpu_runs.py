@@ -4,9 +4,9 @@ VGG runs are of CIFAR-10, with the settings of its configurations, in TF32.
 
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 
-What is finished is skipped, and a run that the last call cut short goes on from its checkpoint: call it until it says
-that everything is done. Results are kept in benchmarks/results/ and, where --out is given, in OUT/results.tar.gz.
---small does the same with a few steps of a few images, to try it on a CPU.
+What is finished (or failed) is skipped, and a run that the last call cut short goes on from its checkpoint: call it
+until it says that everything is done. Results are kept in benchmarks/results/ and, where --out is given, in
+OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS
 
 RUNS = {
     "cifar10_vgg_bp": ["--config=configs/cifar10_vgg.py", "--config.algorithm=bp"],
@@ -34,14 +34,14 @@ SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]
 
 
 def run_until(deadline: float, command: list[str]) -> bool:
-    """Run a command; False where the deadline (`time.monotonic`) cuts it short. Ends the script where it fails."""
+    """Run a command, whether it succeeds or fails; False where the deadline (`time.monotonic`) cuts it short."""
     print("$", *command[1:], flush=True)
     try:
-        subprocess.run(command, check=True, timeout=max(1.0, deadline - time.monotonic()))
+        result = subprocess.run(command, timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return False
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    if result.returncode:
+        print(f"exit {result.returncode}: it is left out", flush=True)
     return True
 
 
@@ -56,14 +56,17 @@ def work(deadline: float, workdir: Path, small: bool, data_dir: str) -> bool:
                 return False
             done.touch()
     for name, options in RUNS.items():
-        run = workdir / name
-        if (run / "summary.json").exists():
+        run, done = workdir / name, workdir / f"{name}.done"
+        if done.exists():
             continue
         options = [*options, *TRAINING, *(SMALL_TRAINING if small else []), f"--config.dataset.data_dir={data_dir}"]
         if not run_until(deadline, [sys.executable, "-m", "jaxdtp.main", *options, f"--workdir={run}"]):
             return False
-        if not small:
-            record(run, name, " ".join(["python -m jaxdtp.main", *options[:-1], "--config.dataset.data_dir=DIR"]))
+        if not small and (run / "summary.json").exists():
+            # In a process of its own: this one must not take the GPU's memory from the next run.
+            shown = " ".join(["python -m jaxdtp.main", *options[:-1], "--config.dataset.data_dir=DIR"])
+            subprocess.run([sys.executable, "-m", "benchmarks.record", str(run), name, shown], check=True)
+        done.touch()
     return True
 
 
@@ -77,6 +80,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where results.tar.gz goes")
     parser.add_argument("--small", action="store_true", help="try the script; nothing is recorded")
     arguments = parser.parse_args()
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     done = work(start + 60 * arguments.minutes, arguments.workdir, arguments.small, arguments.data_dir)
     if arguments.out:
         with tarfile.open(arguments.out / "results.tar.gz", "w:gz") as archive:

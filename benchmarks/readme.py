@@ -22,7 +22,10 @@ def with_tables(readme: str) -> str:
     tables = "\n\n".join(table(result) for result in results)
     begin, end = "<!-- step times: written by python -m benchmarks.readme -->", "<!-- end of step times -->"
     pattern = f"{re.escape(begin)}.*{re.escape(end)}"
-    return re.sub(pattern, lambda _: f"{begin}\n{tables}\n{end}", readme, flags=re.DOTALL)
+    text, places = re.subn(pattern, lambda _: f"{begin}\n{tables}\n{end}", readme, flags=re.DOTALL)
+    if places != 1:
+        raise ValueError(f"README.md: {places} places between {begin} and {end}; allowed: one")
+    return text
 
 
 def table(result: dict) -> str:

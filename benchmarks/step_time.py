@@ -31,12 +31,22 @@ def build_steps(network: str, batch: int, device: str, precision: str) -> dict[s
         "jaxdtp_dtp": jaxdtp_step(published, "ldrl"),
         "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast"),
     }
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed: its rows are left out", file=sys.stderr)
-    else:
-        for name, algorithm in (("torch_bp", "bp"), ("torch_dtp", "ldrl")):
-            steps[name] = torch_step(published, algorithm, "cpu" if device == "cpu" else "cuda", precision)
+    torch_device = "cuda" if device == "gpu" else device
+    if not torch_runs_on(torch_device):
+        print(f"there is no PyTorch for {torch_device} here: its rows are left out", file=sys.stderr)
+        return steps
+    for name, algorithm in (("torch_bp", "bp"), ("torch_dtp", "ldrl")):
+        steps[name] = torch_step(published, algorithm, torch_device, precision)
     return steps
+
+
+def torch_runs_on(device: str) -> bool:
+    """Whether PyTorch is installed, and for this device of PyTorch's naming."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return device == "cpu" or (device == "cuda" and torch.cuda.is_available())
 
 
 def measure(steps: dict[str, Step], batch: int, repeats: int, device: str) -> list[dict]:
@@ -53,7 +63,6 @@ def measure(steps: dict[str, Step], batch: int, repeats: int, device: str) -> li
                 "peak_memory_bytes": peak_memory(step, device),
                 "compile_seconds": step.compile_seconds,
                 "operations": step.operations,
-                "calls": len(times[name]),
             }
         )
     return rows
@@ -62,15 +71,16 @@ def measure(steps: dict[str, Step], batch: int, repeats: int, device: str) -> li
 def peak_memory(step: Step, device: str) -> int | None:
     """Bytes that a step keeps, and needs beside that while it runs; None where that can't be measured."""
     if device == "cpu":
-        added = resident_bytes_added(step.run)
+        added = resident_bytes_added(lambda: step.run(1))
         return None if added is None else step.kept_bytes + added
     if step.program_bytes is not None:
         return step.program_bytes
     import torch
 
     torch.cuda.reset_peak_memory_stats()
-    step.run()
-    return torch.cuda.max_memory_allocated()
+    before = torch.cuda.memory_allocated()
+    step.run(1)
+    return step.kept_bytes + torch.cuda.max_memory_allocated() - before
 
 
 def table(rows: list[dict], peak: float) -> str:

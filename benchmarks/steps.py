@@ -24,14 +24,14 @@ class Step(NamedTuple):
     """A training step on one batch.
 
     Attributes:
-        run: does one step after the other, each finished when it returns.
+        run: `run(count)` does so many steps, and returns when they are done.
         operations: floating-point operations of one step, see `operations`.
-        kept_bytes: parameters, optimizer states and the batch, which live from step to step.
+        kept_bytes: parameters, optimizer states and the batch, which live from step to step (in PyTorch gradients too).
         compile_seconds: how long it took to compile.
         program_bytes: all memory of the compiled program; None for PyTorch.
     """
 
-    run: Callable[[], None]
+    run: Callable[[int], None]
     operations: float
     kept_bytes: int
     compile_seconds: float
@@ -47,17 +47,23 @@ def jaxdtp_step(config: ConfigDict, algorithm: str) -> Step:
     images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size))
     key = jax.random.key(1)
 
+    @partial(jax.jit, donate_argnums=0)
+    def steps(state, images, labels, count):
+        # In a loop on the device, as in training.
+        def step(_, state):
+            return train_step(network, settings, state, images, labels, jax.random.fold_in(key, state.step))[0]
+
+        return jax.lax.fori_loop(0, count, step, state)
+
     start = time.perf_counter()
-    step = jax.jit(partial(train_step, network, settings), donate_argnums=0)
-    step = step.lower(state, images, labels, key).compile()
+    steps = steps.lower(state, images, labels, 1).compile()
     compile_seconds = time.perf_counter() - start
 
-    def run():
+    def run(count):
         nonlocal state
-        state, _ = step(state, images, labels, key)
-        jax.block_until_ready(state)
+        state = jax.block_until_ready(steps(state, images, labels, count))
 
-    memory = step.memory_analysis()
+    memory = steps.memory_analysis()
     return Step(
         run,
         operations(network, config),
@@ -90,18 +96,19 @@ def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) 
     rates = () if algorithm == "bp" else tuple(feedback.learning_rate)
     optimizers = torch_dtp.sgd(network, forward.learning_rate, rates, forward.momentum, forward.weight_decay)
 
-    def run():
-        if algorithm == "bp":
-            torch_dtp.bp_step(network, optimizers, images, labels)
-        else:
-            iterations, scale = tuple(feedback.iterations), tuple(feedback.noise_scale)
-            torch_dtp.dtp_step(
-                network, optimizers, images, labels, iterations=iterations, noise_scale=scale, beta=config.beta
-            )
+    def run(count):
+        for _ in range(count):
+            if algorithm == "bp":
+                torch_dtp.bp_step(network, optimizers, images, labels)
+            else:
+                iterations, scale = tuple(feedback.iterations), tuple(feedback.noise_scale)
+                torch_dtp.dtp_step(
+                    network, optimizers, images, labels, iterations=iterations, noise_scale=scale, beta=config.beta
+                )
         if device != "cpu":
             torch.cuda.synchronize()
 
-    run()
+    run(1)
     tensors = [tensor for params in (*network.forward, *network.feedback) for tensor in params]
     buffers = [
         value
@@ -110,7 +117,8 @@ def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) 
         for value in state.values()
         if torch.is_tensor(value)
     ]
-    kept = sum(tensor.nbytes for tensor in (*tensors, *buffers, images, labels))
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    kept = sum(tensor.nbytes for tensor in (*tensors, *buffers, *gradients, images, labels))
     ours = build_network(config, IMAGE, CLASSES)
     return Step(run, operations(ours, config, torch=True), kept, 0.0, None)
 
@@ -151,5 +159,6 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
         if config.algorithm == "ldrl":
             total += (7 if torch else 4) * config.feedback.iterations[index - 1] * cost
         elif config.algorithm == "ldrl_fast":
-            total += 4 * config.feedback.iterations[index - 1] * config.feedback.batch_share[index - 1] * cost
+            share = config.feedback.batch_share[index - 1] if config.feedback.batch_share else 1
+            total += 4 * config.feedback.iterations[index - 1] * share * cost
     return total

@@ -1,7 +1,6 @@
 """Timing several functions in one run, so that their ratios hold on a machine whose speed changes meanwhile."""
 
 import ctypes
-import platform
 import time
 from collections.abc import Callable, Hashable
 
@@ -11,39 +10,41 @@ import numpy as np
 
 
 def interleaved(
-    functions: dict[Hashable, Callable[[], None]], repeats: int, seconds: float = 0.5
+    steps: dict[Hashable, Callable[[int], None]], repeats: int, seconds: float = 0.5
 ) -> dict[Hashable, list[float]]:
-    """Seconds of each call, by name.
+    """Seconds per step, by name, one value for each repeat.
 
-    Every function is called once to warm up; then, `repeats` times, one after the other, each as often as fits into
-    `seconds`, at least once.
+    `step(count)` does so many steps. Each does one to warm up; then, `repeats` times, one after the other, each does as
+    many as fit into `seconds`, at least one.
     """
-    calls = {}
-    for name, function in functions.items():
-        function()
-        calls[name] = max(1, int(seconds / _seconds(function)))
-    times = {name: [] for name in functions}
+    counts = {}
+    for name, step in steps.items():
+        step(1)
+        counts[name] = max(1, int(seconds / _seconds(lambda step=step: step(1))))
+    times = {name: [] for name in steps}
     for _ in range(repeats):
-        for name, function in functions.items():
-            times[name] += [_seconds(function) for _ in range(calls[name])]
+        for name, step in steps.items():
+            times[name].append(_seconds(lambda step=step, count=counts[name]: step(count)) / counts[name])
     return times
 
 
 def resident_bytes_added(function: Callable[[], None]) -> int | None:
-    """How far the process's resident memory rises while `function` runs; None where Linux doesn't say."""
-    if platform.system() != "Linux":
+    """How far the process's resident memory rises while `function` runs; None where the system doesn't say."""
+    try:
+        # Freed memory that the allocator keeps would hide what the function needs.
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = _status("VmRSS")
+        function()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError, ValueError):  # not Linux, another C library, or a container that hides it
         return None
-    # Freed memory that the allocator keeps would hide what the function needs.
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = _status("VmRSS")
-    function()
-    return max(0, _status("VmHWM") - before)
 
 
-def matmul_peak(size: int = 2048, repeats: int = 15) -> float:
-    """Operations per second of the best of `repeats` float32 products of square matrices."""
+def matmul_peak(repeats: int = 15) -> float:
+    """Operations per second of the best of `repeats` products of square matrices, in JAX's current precision."""
+    size = 2048 if jax.default_backend() == "cpu" else 16384
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()

@@ -1,4 +1,4 @@
-"""VGG 128-128-256-256-512 on CIFAR-10 by fast L-DRL: feedback weights that cost about half a BP step.
+"""VGG 128-128-256-256-512 on CIFAR-10 by fast L-DRL: README.md, "Speed".
 
 With first-order targets beta only scales the learning rate: at beta = 1 the learning rate means what it means for BP.
 """
@@ -27,7 +27,7 @@ def get_config():
     config.feedback.batch_share = (0.0625, 0.125, 0.25, 0.5, 0.5)
     config.feedback.noise_scale = (1.0, 1.0, 1.0, 1.0, 1.0)
     # Above 1 where maps are tiny: of a kernel's 9 taps 6.25 meet in a pixel of a 4x4 map, on average, 4 in a 2x2 map.
-    config.feedback.learning_rate = (1.0, 1.0, 1.4, 2.2, 1.0)
+    config.feedback.learning_rate = (1.0, 1.0, 1.4, 2.0, 1.0)
     config.feedback.momentum = 0.0
     config.feedback.activation = "matched"
     config.feedback.shared_maxima = "sum"

@@ -30,7 +30,6 @@ def get_config():
                 "learning_rate": (1.0, 1.0),
                 "momentum": 0.0,
                 "activation": "matched",
-                "shared_maxima": "sum",
             },
         },
     }

@@ -108,11 +108,14 @@ def conv_block(
         shared_maxima: of `pooling.max_unpool`; the published runs have 'last'.
 
     Raises:
-        ValueError: the kernel size is even, or pooling leaves no pixel.
+        ValueError: the kernel size is even, `shared_maxima` is unknown, or pooling leaves no pixel.
     """
     height, width, in_channels = input_shape
     if kernel_size % 2 == 0:
         raise ValueError(f"block {name}: kernel_size is {kernel_size}; allowed: odd sizes")
+    if shared_maxima not in pooling.SHARED_MAXIMA:
+        allowed = ", ".join(pooling.SHARED_MAXIMA)
+        raise ValueError(f"block {name}: shared_maxima is {shared_maxima!r}; allowed: {allowed}")
     pooled = pooling.pooled_size((height, width), window, stride, padding)
     if min(pooled) < 1:
         raise ValueError(f"block {name}: its input of {height}x{width} pixels is too small to be pooled again")

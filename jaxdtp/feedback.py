@@ -96,15 +96,16 @@ def match_jacobian(
         r = J_F e - J_G^T e,    loss |r|^2 / mean(e^2),
 
     whose expectation is L-DRL's limit |J_G - J_F^T|^2, and whose gradient is zero for every e once the Jacobians match.
-    Half of it, divided by its curvature, is what the optimizer gets, for the kernel alone: where g is the slope of the
-    feedback gate at a unit of output feature k (the kernel's last axis), n the number of weights that meet in such a
-    unit, and sums run over batch and positions,
+    Half of it, divided by its curvature, is what the optimizer gets, for the kernel alone: where g^2 is the squared
+    slope of the feedback gate at a unit of output feature k (the kernel's last axis; summed where units share a
+    position), n the number of weights that meet in a position, and sums run over batch and positions,
 
-        -sum_k e g r / (mean(e^2) (sum_k g^2 + n mean(g^2))).
+        -sum_k e g r / (mean(e^2) (sum_k g^2 + n max(sum_k g^4 / sum_k g^2, mean(g^2)))).
 
     With rate 1 that is the normalised least-mean-squares step (Widrow & Hoff 1960; Nagumo & Noda 1967) for many
-    equations at once: close to their solution where they outnumber the unknowns, a projection where they are few, and
-    stable in between.
+    equations at once: close to their solution where they outnumber the unknowns, a projection where they are few. The
+    mean over all features damps the step of those that are shut. On maps so small that padding keeps much of the kernel
+    outside, n counts too many and the step is too small by the same factor.
     """
     x, y, switches = clean
     gate = lambda y: block.gate(y, switches)  # noqa: E731
@@ -113,16 +114,21 @@ def match_jacobian(
     (feedback_product,) = transpose(noise.input)
     residual = forward_product - feedback_product
 
+    h, transpose = jax.vjp(gate, y)
+    (slopes,) = transpose(jnp.ones_like(h))
+    _, squares = jax.jvp(gate, (y,), (slopes,))
     _, h_residual = jax.jvp(gate, (y,), (residual,))
-    _, slope = jax.jvp(gate, (y,), (jnp.ones_like(y),))
     _, transpose = jax.vjp(lambda params: block.project(params, h_residual), feedback_params)
     (correlation,) = transpose(noise.input)
     size = jnp.mean(noise.input**2)
     kernel = correlation["kernel"]
     fan_in = kernel.size // kernel.shape[-1]
-    slopes = jnp.sum(slope**2, axis=tuple(range(slope.ndim - 1)))
-    # Where every unit of the block is shut there is nothing to divide by, and nothing to learn.
-    curvature = size * (slopes + fan_in * jnp.sum(slopes) / y.size) + jnp.finfo(y.dtype).tiny
+    positions = tuple(range(squares.ndim - 1))
+    total = jnp.sum(squares, axis=positions)
+    # Where every unit is shut there is nothing to divide by, and nothing to learn.
+    tiny = jnp.finfo(y.dtype).tiny
+    typical = jnp.maximum(jnp.sum(squares**2, axis=positions) / (total + tiny), jnp.sum(total) / y.size)
+    curvature = size * (total + fan_in * typical) + tiny
     gradient = jax.tree.map(jnp.zeros_like, feedback_params) | {"kernel": -kernel / curvature}
     return jnp.sum(residual**2) / (size * len(x)), gradient
 

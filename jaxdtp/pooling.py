@@ -67,9 +67,8 @@ def max_unpool(
         rows, columns = up * stride + np.arange(stride), left * stride + np.arange(stride)
         inside = (rows[:, None] < window) & (columns < window)
         positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
-        elsewhere = 0 if shared == "sum" else cells
-        written = jnp.where(shifted_switches == positions[:, None, :, None], shifted, elsewhere)
-        cells = cells + written if shared == "sum" else written
+        written = cells + shifted if shared == "sum" else shifted
+        cells = jnp.where(shifted_switches == positions[:, None, :, None], written, cells)
     padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.

@@ -8,8 +8,10 @@ from published import FILES, Vectors
 
 from jaxdtp import alignment, networks
 from jaxdtp.blocks import conv_block, dense_block, matched_elu
+from jaxdtp.config import default_config
 from jaxdtp.targets import difference_target, output_target, plain_target, propagate_targets
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
+from jaxdtp.train import in_matmul_precision
 
 BLOCKS = {
     "linear": dense_block("linear", (5,), 4, activation=False),
@@ -274,3 +276,22 @@ def test_helpers_want_a_tolerance_and_two_probes():
         assert_jacobian_matches_transpose(block, (forward, feedback), x)
     with pytest.raises(ValueError, match="probes: got 1; allowed: 2 or more"):
         alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(0), probes=1)
+
+
+def test_matmul_precision_reaches_every_product():
+    block = conv_block("conv", (4, 4, 2), 3)
+    forward, _ = block.init(jax.random.key(0))
+
+    def program(precision):
+        config = default_config()
+        config.matmul_precision = precision
+
+        @in_matmul_precision
+        def trace(config, workdir):
+            return str(jax.make_jaxpr(block.forward)(forward, jnp.ones((1, 4, 4, 2))))
+
+        return trace(config, None)
+
+    assert "Precision.HIGHEST" in program("float32")
+    assert "Precision.HIGHEST" not in program("bfloat16")
+    assert program("tensorfloat32") != program("bfloat16")

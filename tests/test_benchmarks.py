@@ -29,8 +29,7 @@ class Small:
 def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     configs = Small(cifar10_lenet, SIZES), Small(cifar10_lenet_fast, SIZES)
     monkeypatch.setattr(step_time, "CONFIGS", {"lenet": configs})
-    # As where PyTorch isn't installed; tests/test_torch.py has its own.
-    monkeypatch.setattr(step_time.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(step_time, "torch_runs_on", lambda device: False)
     path = tmp_path / "rows.json"
     monkeypatch.setattr(sys, "argv", f"step_time --network=lenet --batch=4 --repeats=2 --json={path}".split())
     step_time.main()
@@ -51,6 +50,20 @@ def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     assert operations["jaxdtp_bp"] == backprop
     assert operations["jaxdtp_dtp"] == backprop + 4 * (41 * conv_1 + 51 * fc1 + 24 * fc2)
     assert operations["jaxdtp_dtp_fast"] == backprop + 4 * (conv_1 / 8 + fc1 + fc2)
+
+
+def test_a_torch_step_is_measured_like_ours():
+    pytest.importorskip("torch")
+    config = Small(cifar10_lenet, SIZES).get_config()
+    config.batch_size = 4
+    for algorithm in ("bp", "ldrl"):
+        step = steps.torch_step(config, algorithm, "cpu", "float32")
+        times = timing.interleaved({algorithm: step.run}, repeats=2, seconds=0.0)
+        assert len(times[algorithm]) == 2
+        ours = steps.jaxdtp_step(config, algorithm)
+        # Three feedback passes with weight gradients in an iteration, where ours has one and two.
+        assert (step.operations > 1.5 * ours.operations) if algorithm == "ldrl" else step.operations == ours.operations
+        assert step.kept_bytes > 0
 
 
 def test_operations_are_those_that_xla_counts():

@@ -187,6 +187,8 @@ def test_bad_geometry_is_refused():
         networks.vgg((8, 8, 1), 10, channels=(4, 4, 4, 4))
     with pytest.raises(ValueError, match="kernel_size is 4; allowed: odd"):
         conv_block("conv", (8, 8, 1), 4, kernel_size=4)
+    with pytest.raises(ValueError, match="shared_maxima is 'first'; allowed: last, sum"):
+        conv_block("conv", (8, 8, 1), 4, shared_maxima="first")
 
 
 def test_initialisation_is_the_published_one():

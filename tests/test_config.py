@@ -56,6 +56,10 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("num_epochs", True, "got True"),
         ("beta", float("nan"), "got nan; allowed: a number above 0"),
         ("beta", "0.5", "got '0.5'"),
+        ("feedback.batch_share", (0.5, 0), "each item a number above 0, up to 1"),
+        ("feedback.batch_share", (0.5,), "allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp, or none"),
+        ("feedback.shared_maxima", "first", "allowed: one of last, sum"),
+        ("matmul_precision", "float16", "allowed: one of float32, tensorfloat32, bfloat16"),
         ("algorithm", "backprop", "allowed: one of ldrl, ldrl_fast, dtp, tp, bp"),
         ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
         ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
@@ -124,3 +128,11 @@ def test_step_and_constant_schedules():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     forward.schedule = "constant"
     assert float(learning_rate(forward, 10)(999)) == pytest.approx(0.1)
+
+
+def test_batch_share_becomes_examples():
+    config = default_config()
+    config.batch_size, config.feedback.batch_share = 30, (0.1, 0.001)
+    assert [training.examples for training in build_settings(resolve(config), 10).feedback] == [3, 1]
+    config.feedback.batch_share = ()
+    assert [training.examples for training in build_settings(resolve(config), 10).feedback] == [30, 30]

@@ -48,6 +48,7 @@ BLOCKS = {
     "vgg": conv_block("conv", (4, 4, 2), 3),
     "lenet": conv_block("conv", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1),
 }
+SHARED = conv_block("sum", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum")
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -139,12 +140,11 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("block", [*BLOCKS.values(), SHARED], ids=[*BLOCKS, "sum"])
 @pytest.mark.usefixtures("_float64")
-def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(name):
+def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(block):
     """Summed over unit vectors e, loss and direction are |J_G - J_F^T|^2 and its gradient; what each output feature's
     direction is divided by is counted here unit by unit."""
-    block = BLOCKS[name]
     forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
     x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
     y, switches = block.forward(forward, x)
@@ -162,10 +162,15 @@ def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_c
     values, gradients = jax.lax.map(of_unit, jnp.eye(x.size).reshape(-1, *x.shape))
     np.testing.assert_allclose(jnp.sum(values), mismatch(params), rtol=1e-8)
 
-    slope = jnp.diagonal(jax.jacobian(lambda y: block.gate(y, switches).sum(range(y.ndim - 1)))(y), 0, 0, -1)
-    slopes = jnp.sum(slope**2, axis=range(slope.ndim - 1))
+    # Slopes by position and unit, [positions, features, units]; each unit is written to one position at most.
+    slopes = jax.jacobian(lambda y: block.gate(y, switches).reshape(-1, y.shape[-1]))(y).reshape(
+        -1, y.shape[-1], y.size
+    )
+    squares = jnp.sum(slopes**2, axis=2)
+    total = jnp.sum(squares, axis=0)
+    typical = jnp.maximum(jnp.sum(squares**2, axis=0) / total, jnp.sum(total) / y.size)
     fan_in = params["kernel"].size // y.shape[-1]
-    curvature = (slopes + fan_in * jnp.sum(slopes) / y.size) / x.size
+    curvature = (total + fan_in * typical) / x.size
     expected = jax.grad(mismatch)(params)["kernel"] / 2 / curvature
     np.testing.assert_allclose(jnp.sum(gradients["kernel"], axis=0), expected, rtol=1e-8, atol=1e-10)
     assert (gradients["bias"] == 0).all()
@@ -196,6 +201,23 @@ def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, exa
     assert np.isfinite(loss)
     assert error(trained) < 0.05 * error(params)
     np.testing.assert_array_equal(trained["bias"], params["bias"])
+
+
+def test_jacobian_matching_is_stable_where_most_units_are_shut():
+    """One open feature among shut ones, far fewer examples than inputs: its error falls, and nobody's grows."""
+    block = dense_block("fc", (400,), 10, feedback_activation=matched_elu)
+    forward, params = block.init(jax.random.key(0))
+    forward["bias"] = jnp.full(10, -8.0).at[0].set(8.0)
+    optimizer = optax.sgd(1.0)
+    training = FeedbackTraining(400, 1.0, 1, optimizer, examples=8)
+    x = jax.random.normal(jax.random.key(1), (8, 400))
+    clean = Pass(x, *block.forward(forward, x))
+    train = jax.jit(train_feedback, static_argnums=(0, 1, 2))
+    state = optimizer.init(params)
+    trained, _, _ = train(match_jacobian, training, block, params, state, forward, clean, jax.random.key(2))
+    error = lambda params: jnp.linalg.norm(params["kernel"] - forward["kernel"], axis=0)  # noqa: E731
+    assert error(trained)[0] < 0.1 * error(params)[0]
+    assert (error(trained) < 1.01 * error(params)).all()
 
 
 @pytest.mark.usefixtures("_float64")
