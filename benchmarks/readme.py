@@ -14,6 +14,7 @@ NAMES = {
     "torch_bp": "BP in PyTorch",
     "torch_dtp": "L-DRL as published in PyTorch",
 }
+NETWORKS = {"vgg": "VGG", "lenet": "LeNet"}
 
 
 def with_tables(readme: str) -> str:
@@ -34,7 +35,7 @@ def table(result: dict) -> str:
     peak = result["matmul_operations_per_second"]
     median = {row["name"]: row["seconds_median"] for row in result["rows"]}
     lines = [
-        f"{result['network'].upper()} of `configs/cifar10_{result['network']}.py`, batch {result['batch']}, "
+        f"{NETWORKS[result['network']]} of `configs/cifar10_{result['network']}.py`, batch {result['batch']}, "
         f"{machine['device']}, {machine['cores']} cores, {result['precision']}, jax {versions['jax']}"
         + (f", PyTorch {versions['torch']}" if "torch" in versions else "")
         + f", {result['date']} (`{result['command']}`):",
