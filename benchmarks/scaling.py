@@ -46,7 +46,7 @@ LABELS = {
     "batch": "batch (examples)",
     "width": "width (share of VGG's channels)",
     "depth": "depth (convolutional blocks)",
-    "iterations": "feedback iterations (share of the published)",
+    "iterations": "iterations (share of the published)",
 }
 RULES = {"bp": cifar10_vgg, "ldrl": cifar10_vgg, "ldrl_fast": cifar10_vgg_fast}
 
