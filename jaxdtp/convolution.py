@@ -1,15 +1,21 @@
 """Stride-1 'SAME' convolution and its transpose, and the one place that knows which platform it runs on.
 
-On GPU and TPU everything here is XLA's plain convolution. On the CPU difference target propagation spends nearly all of
-its time here, and XLA has slow paths that it hits in every step (measured with jaxlib 0.10 on 2 cores, in GFLOP/s,
-where a matrix product reaches 180 to 210):
+Convolution, its transpose and the gradient of the kernel are one trilinear form, <conv(x, kernel), y>, each with
+another of its three arguments left open. So every derivative of one of them is another one, and three JAX primitives,
+each written as is fastest, are fast in every direction and at every order. (`jax.shard_map` takes them with
+`check_vma=False` alone.)
 
-- the weight gradient of a convolution inside a loop takes a naive path: 1 to 2; the sum over taps below: 110 to 140;
-- so does a 3x3 convolution of maps of 2x2 pixels, even outside a loop: 3 to 5; the sum over taps: 140;
-- JAX's transpose of a convolution inside a loop: 20 to 40; the convolution with a flipped kernel: 100 to 200.
+On GPU and TPU they are XLA's plain convolution. On the CPU difference target propagation spends nearly all of its time
+here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in GFLOP/s, where a matrix product reaches
+180 to 210):
+
+- JAX's transpose of a convolution: 20 to 40; the convolution with a flipped kernel: 100 to 200;
+- the gradient of the kernel: 1 to 2; one matrix product for each kernel position (tap): 110 to 140;
+- a 3x3 convolution of maps of 2x2 pixels: 3 to 5; the sum over taps: 140;
+- a 5x5 convolution of an image of 3 channels: 16 to 22; one product of patches and kernel: 90.
 
 Where channels are many, Winograd's algorithm does with a quarter of the multiplications: 3x3 convolutions with 128 to
-256 channels take 8, 3 and 3 ms instead of 13, 6 and 4, their weight gradients 8, 3 and 2 instead of 22, 8 and 5 (batch
+256 channels take 8, 3 and 3 ms instead of 13, 6 and 4, their kernel gradients 8, 3 and 2 instead of 22, 8 and 5 (batch
 32, maps of 16, 8 and 4 pixels).
 """
 
@@ -19,7 +25,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -32,7 +40,7 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         [batch, height, width, out_channels].
     """
-    return _convolve(False, x, kernel)
+    return _conv.bind(x, kernel)
 
 
 def conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -45,93 +53,96 @@ def conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         [batch, height, width, in_channels].
     """
-    return _convolve(True, y, kernel)
+    return _conv_transpose.bind(y, kernel)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _convolve(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv`, or `conv_transpose`, in the way that is fastest here."""
-    if _on_cpu() and _suits_winograd(x, kernel):
-        return _winograd(transpose, x, kernel, lambda a, b: jnp.stack([p @ q for p, q in zip(a, b, strict=True)]))
-    if _on_cpu() and _maps_are_tiny(x):
-        return _sum_over_taps(transpose, x, kernel)
-    return _plain(jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if transpose else kernel, x)
+def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(_convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(transpose, primals, tangents):
-    """d conv = conv(dx, kernel) + conv(x, d kernel), each written so that its transpose, the gradient with respect to
-    the input or to the kernel, is fast as well; absent tangents cost nothing."""
-    x, kernel = primals
-    dx, dkernel = tangents
-    terms = []
-    if not isinstance(dx, SymbolicZero):
-        terms.append(_by_input(transpose, dx, kernel))
-    if not isinstance(dkernel, SymbolicZero):
-        terms.append(_by_kernel(transpose, x, dkernel))
-    return _convolve(transpose, x, kernel), sum(terms)
+def _plain_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    x = jax.ShapeDtypeStruct((*y.shape[:3], kernel.shape[2]), y.dtype)
+    (result,) = jax.linear_transpose(lambda x: _plain_conv(x, kernel), x)(y)
+    return result
 
 
-def _by_input(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_convolve` as a function of `x` that autodiff may transpose."""
-    # XLA's transpose is slow in a loop: there the sum over 9 taps halves the time of VGG's BP step. 25 taps lengthen
-    # LeNet's.
-    if _on_cpu() and (_maps_are_tiny(x) or (not transpose and kernel.shape[0] <= 3)):
-        return _sum_over_taps(transpose, x, kernel)
-    return _transposable(transpose, x, kernel)
+def _plain_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
+    """Transpose of `conv` with respect to its kernel: <conv(x, kernel), y> = <kernel, kernel_gradient(x, y)>.
+
+    `transpose` tells whether it is wanted beside `conv_transpose(y, kernel)` or `conv(x, kernel)`, to share their work.
+    """
+    kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1], y.shape[-1]), x.dtype)
+    (result,) = jax.linear_transpose(lambda kernel: _plain_conv(x, kernel), kernel)(y)
+    return result
 
 
-def _by_kernel(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_convolve` as a function of `kernel` that autodiff may transpose."""
-    if not _on_cpu():
-        return _transposable(transpose, x, kernel)
-    if _suits_winograd(x, kernel):
-        # Batched: XLA's transpose of products one by one would write each gradient into an array of all of them.
-        return _winograd(transpose, x, kernel, jnp.matmul)
-    return _sum_over_taps(transpose, x, kernel)
+def _cpu_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if _suits_winograd(x, kernel.shape):
+        return _winograd(False, x, kernel, jnp.matmul if kernel.shape[0] == 5 else _products_one_by_one)
+    if _channels_are_few(x):
+        return _patches(x, kernel.shape[0]) @ kernel.reshape(-1, kernel.shape[-1])
+    if _maps_are_tiny(x):
+        return _sum_over_taps(x, kernel)
+    return _plain_conv(x, kernel)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    if _suits_winograd(y, kernel.shape):
+        return _winograd(True, y, kernel, jnp.matmul if kernel.shape[0] == 5 else _products_one_by_one)
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    return _sum_over_taps(y, flipped) if _maps_are_tiny(y) else _plain_conv(y, flipped)
+
+
+def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
+    shape = (size, size, x.shape[-1], y.shape[-1])
+    if _suits_winograd(x, shape):
+        # Batched: the transpose of products one by one would write each gradient into an array of all of them.
+        convolve = lambda kernel: _winograd(transpose, y if transpose else x, kernel, jnp.matmul)  # noqa: E731
+        (result,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, x.dtype))(x if transpose else y)
+        return result
+    columns = y.reshape(-1, y.shape[-1])
+    if _channels_are_few(x):
+        return (_patches(x, size).reshape(len(columns), -1).T @ columns).reshape(shape)
+    return jnp.stack([shift.reshape(len(columns), -1).T @ columns for shift in _shifts(x, size)]).reshape(shape)
 
 
 def _maps_are_tiny(x: jax.Array) -> bool:
     return max(x.shape[1:3]) <= 2
 
 
-def _plain(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _channels_are_few(x: jax.Array) -> bool:
+    return x.shape[-1] <= 4
 
 
-def _transposable(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution or JAX's transpose of it, whose own transpose is the plain convolution again: that of a
-    convolution with a flipped kernel would be another one, which is slow."""
-    if not transpose:
-        return _plain(kernel, x)
-    result = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2]), x.dtype)
-    (transposed,) = jax.linear_transpose(functools.partial(_plain, kernel), result)(x)
-    return transposed
+def _shifts(x: jax.Array, size: int) -> list[jax.Array]:
+    """`x` as seen by each position (tap) of a kernel, size * size arrays of its shape."""
+    _, height, width, _ = x.shape
+    padded = _pad(x, size)
+    return [padded[:, i : i + height, j : j + width] for i, j in itertools.product(range(size), repeat=2)]
 
 
-def _sum_over_taps(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """One matrix product for each kernel position (tap), so that the transpose with respect to the kernel is one matrix
-    product for each tap as well."""
-    size, in_channels, out_channels = kernel.shape[0], *kernel.shape[2:]
-    batch, height, width, channels = x.shape
+def _pad(x: jax.Array, size: int) -> jax.Array:
     margin = size // 2
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    shifts = [padded[:, i : i + height, j : j + width] for i, j in itertools.product(range(size), repeat=2)]
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def _patches(x: jax.Array, size: int) -> jax.Array:
+    """What a kernel sees at each position, [batch, height, width, size * size * channels]."""
+    return jnp.concatenate(_shifts(x, size), -1)
+
+
+def _sum_over_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product for each position of the kernel."""
+    size, _, channels, out_channels = kernel.shape
     # Split as a matrix: XLA chooses a slow layout for a kernel that is indexed by rows and columns.
-    taps = jnp.split(kernel.reshape(size * size * in_channels, out_channels), size * size)
-    if transpose:
-        taps = [tap.T for tap in reversed(taps)]
+    taps = jnp.split(kernel.reshape(-1, out_channels), size * size)
     # As plain matrices: XLA is slower at contracting batch, height and width separately.
-    products = [shift.reshape(-1, channels) @ tap for shift, tap in zip(shifts, taps, strict=True)]
-    return sum(products).reshape(batch, height, width, -1)
+    products = [shift.reshape(-1, channels) @ tap for shift, tap in zip(_shifts(x, size), taps, strict=True)]
+    return sum(products).reshape(*x.shape[:3], out_channels)
 
 
-def _suits_winograd(x: jax.Array, kernel: jax.Array) -> bool:
-    size, fewest_channels = kernel.shape[0], min(kernel.shape[2:])
+def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
+    size, fewest_channels = kernel_shape[0], min(kernel_shape[2:])
     if size not in (3, 5) or fewest_channels < (64 if size == 3 else 32):
         return False
     return all(length % (7 - size) == 0 for length in x.shape[1:3])
@@ -148,8 +159,7 @@ def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array, products) -> jax
     size = kernel.shape[0]
     step = 7 - size
     batch, height, width, _ = x.shape
-    margin = size // 2
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    padded = _pad(x, size)
     tiles = jnp.stack(
         [
             padded[:, i : i + height - step + 1 : step, j : j + width - step + 1 : step]
@@ -192,3 +202,49 @@ def _winograd_powers(count: int) -> np.ndarray:
     """Powers 0 to count - 1 of the six points, [6, count]; of infinity only the highest counts."""
     powers = np.array([0.0, 1, -1, 2, -2])[:, None] ** np.arange(count)
     return np.concatenate([powers, np.eye(count)[-1:]])
+
+
+def _products_one_by_one(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b` for stacks of matrices, which XLA is slower at."""
+    return jnp.stack([p @ q for p, q in zip(a, b, strict=True)])
+
+
+def _bilinear(name: str, plain, cpu) -> Primitive:
+    """A JAX primitive that is `cpu` on the CPU and `plain` elsewhere and under `jax.vmap`."""
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("size", "transpose")))
+
+    @primitive.def_abstract_eval
+    def shape_and_dtype(*args, **params):
+        result = jax.eval_shape(functools.partial(plain, **params), *args)
+        return ShapedArray(result.shape, result.dtype)
+
+    def over_new_axes(args, axes, **params):
+        return jax.vmap(functools.partial(plain, **params), axes)(*args), 0
+
+    batching.primitive_batchers[primitive] = over_new_axes
+    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+    return primitive
+
+
+_conv = _bilinear("conv", _plain_conv, _cpu_conv)
+_conv_transpose = _bilinear("conv_transpose", _plain_conv_transpose, _cpu_conv_transpose)
+_kernel_gradient = _bilinear("conv_kernel_gradient", _plain_kernel_gradient, _cpu_kernel_gradient)
+
+# Each takes the cotangent and both arguments, and returns the gradient of the first and of the second one.
+ad.defbilinear(
+    _conv,
+    lambda y, x, kernel: _conv_transpose.bind(y, kernel),
+    lambda y, x, kernel: _kernel_gradient.bind(x, y, size=kernel.aval.shape[0], transpose=False),
+)
+ad.defbilinear(
+    _conv_transpose,
+    lambda x, y, kernel: _conv.bind(x, kernel),
+    lambda x, y, kernel: _kernel_gradient.bind(x, y, size=kernel.aval.shape[0], transpose=True),
+)
+ad.defbilinear(
+    _kernel_gradient,
+    lambda kernel, x, y, size, transpose: _conv_transpose.bind(y, kernel),
+    lambda kernel, x, y, size, transpose: _conv.bind(x, kernel),
+)

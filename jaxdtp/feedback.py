@@ -109,19 +109,21 @@ def match_jacobian(
     """
     x, y, switches = clean
     gate = lambda y: block.gate(y, switches)  # noqa: E731
+
+    def transposed_product(params):
+        _, transpose = jax.vjp(lambda y: block.project(params, gate(y)), y)
+        return transpose(noise.input)[0]
+
     _, forward_product = jax.jvp(lambda x: block.forward(forward_params, x)[0], (x,), (noise.input,))
-    _, transpose = jax.vjp(lambda y: block.project(feedback_params, gate(y)), y)
-    (feedback_product,) = transpose(noise.input)
+    feedback_product, transpose = jax.vjp(transposed_product, feedback_params)
     residual = forward_product - feedback_product
+    (descent,) = transpose(residual)
 
     h, transpose = jax.vjp(gate, y)
     (slopes,) = transpose(jnp.ones_like(h))
     _, squares = jax.jvp(gate, (y,), (slopes,))
-    _, h_residual = jax.jvp(gate, (y,), (residual,))
-    _, transpose = jax.vjp(lambda params: block.project(params, h_residual), feedback_params)
-    (correlation,) = transpose(noise.input)
     size = jnp.mean(noise.input**2)
-    kernel = correlation["kernel"]
+    kernel = descent["kernel"]
     fan_in = kernel.size // kernel.shape[-1]
     positions = tuple(range(squares.ndim - 1))
     total = jnp.sum(squares, axis=positions)

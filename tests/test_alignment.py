@@ -288,10 +288,11 @@ def test_matmul_precision_reaches_every_product():
 
         @in_matmul_precision
         def trace(config, workdir):
-            return str(jax.make_jaxpr(block.forward)(forward, jnp.ones((1, 4, 4, 2))))
+            traced = jax.jit(block.forward).trace(forward, jnp.ones((1, 4, 4, 2)))
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
 
         return trace(config, None)
 
-    assert "Precision.HIGHEST" in program("float32")
-    assert "Precision.HIGHEST" not in program("bfloat16")
+    assert "precision HIGHEST" in program("float32")
+    assert "precision HIGHEST" not in program("bfloat16")
     assert program("tensorfloat32") != program("bfloat16")

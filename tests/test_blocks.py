@@ -106,6 +106,17 @@ def test_convolution_and_its_derivatives(height, width, size, channels):
             np.testing.assert_allclose(ours, reference, atol=1e-10 * np.abs(reference).max())
 
 
+def test_platforms_get_their_own_convolutions():
+    """Value and both gradients are three plain convolutions on GPU and TPU, and products of matrices on the CPU."""
+    x, kernel = jnp.ones((2, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+    gradients = jax.value_and_grad(lambda x, kernel: jnp.sum(conv(x, kernel) ** 2), argnums=(0, 1))
+    traced = jax.jit(gradients).trace(x, kernel)
+    for platform, convolutions in (("cuda", 3), ("tpu", 3), ("cpu", 0)):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert program.count("stablehlo.convolution") == convolutions
+        assert ("stablehlo.dot_general" in program) == (platform == "cpu")
+
+
 def test_conv_block_is_flax_layers():
     block = conv_block("conv", (7, 9, 3), 5, kernel_size=5, window=3, stride=2, padding=1)
     params, feedback_params = block.init(jax.random.key(0))
