@@ -5,8 +5,8 @@ A block is a NamedTuple of pure functions, as an Optax transformation is. The fe
     G(y; w) = project(w, gate(y, switches)),
 
 `gate` without parameters (activation, un-pooling) and `project` affine in its input and in its parameters (dense layer,
-transposed convolution). Differences of
-feedbacks, which is all that difference target propagation needs, then cost one projection.
+transposed convolution). Differences of feedbacks, which is all that difference target propagation needs, then cost one
+projection.
 
 Parameters are dictionaries {"kernel", "bias"} in Flax's layout ([in, out], [height, width, in, out]). Forward and
 feedback kernels have one common shape: "feedback is the transposed forward" is equality of the two arrays.

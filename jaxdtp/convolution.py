@@ -2,8 +2,8 @@
 
 Convolution, its transpose and the gradient of the kernel are one trilinear form, <conv(x, kernel), y>, each with
 another of its three arguments left open. So every derivative of one of them is another one, and three JAX primitives,
-each written as is fastest, are fast in every direction and at every order. (`jax.shard_map` takes them with
-`check_vma=False` alone.)
+each in its fastest form, are fast in every direction and at every order. Under `jax.vmap` they are XLA's own; under
+`jax.shard_map` they want `check_vma=False`; the matmul precision is the one that holds where the program is compiled.
 
 On GPU and TPU they are XLA's plain convolution. On the CPU difference target propagation spends nearly all of its time
 here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in GFLOP/s, where a matrix product reaches
@@ -15,8 +15,8 @@ here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in
 - a 5x5 convolution of an image of 3 channels: 16 to 22; one product of patches and kernel: 90.
 
 Where channels are many, Winograd's algorithm does with a quarter of the multiplications: 3x3 convolutions with 128 to
-256 channels take 8, 3 and 3 ms instead of 13, 6 and 4, their kernel gradients 8, 3 and 2 instead of 22, 8 and 5 (batch
-32, maps of 16, 8 and 4 pixels).
+256 channels take 8 and 3 ms instead of 13 and 6 (batch 32, maps of 16 and 8 pixels), their kernel gradients 8, 3 and 2
+instead of 22, 8 and 5 (of 4 pixels too). There, and of 2 pixels, convolutions do without the products with padding.
 """
 
 import functools
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -83,9 +83,7 @@ def _cpu_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _sum_over_taps(x, _split_taps(kernel))
     if _suits_winograd(x, kernel.shape):
         return _winograd(False, x, kernel, _fastest_products(kernel))
-    if _channels_are_few(x):
-        return _patches(x, kernel.shape[0]) @ _as_matrix(kernel)
-    return _plain_conv(x, kernel)
+    return _product_of_patches(x, kernel) if _channels_are_few(x) else _plain_conv(x, kernel)
 
 
 def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -97,19 +95,20 @@ def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
-    shape = (size, size, x.shape[-1], y.shape[-1])
-    if _suits_winograd(x, shape):
-        # Batched: the transpose of products one by one would write each gradient into an array of all of them.
-        convolve = lambda kernel: _winograd(transpose, y if transpose else x, kernel, jnp.matmul)  # noqa: E731
-        (result,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, x.dtype))(x if transpose else y)
-        return result
+    kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1], y.shape[-1]), x.dtype)
+    # Faster than taps also on maps of 4x4 pixels, where the convolution is not.
+    if _suits_winograd(x, kernel.shape):
+        seen, written = (y, x) if transpose else (x, y)
+        convolve = lambda kernel: _winograd(transpose, seen, kernel, jnp.matmul)  # noqa: E731
+        return jax.linear_transpose(convolve, kernel)(written)[0]
     if _channels_are_few(x):
-        return (_as_matrix(_patches(x, size)).T @ _as_matrix(y)).reshape(shape)
+        return jax.linear_transpose(lambda kernel: _product_of_patches(x, kernel), kernel)(y)[0]
+    # Not the transpose of the sum over taps, which would transpose each product again.
     taps = [
         _as_matrix(x[:, rows.seen, columns.seen]).T @ _as_matrix(y[:, rows.written, columns.written])
-        for rows, columns in _taps(x, size)
+        for rows, columns in _spans(x, size)
     ]
-    return jnp.stack(taps).reshape(shape)
+    return jnp.stack(taps).reshape(kernel.shape)
 
 
 def _suits_taps(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
@@ -122,7 +121,7 @@ def _channels_are_few(x: jax.Array) -> bool:
 
 
 def _as_matrix(x: jax.Array) -> jax.Array:
-    # XLA is slower at contracting, or keeping, batch, height and width as three axes.
+    # XLA is slower at contracting several axes.
     return x.reshape(-1, x.shape[-1])
 
 
@@ -131,32 +130,13 @@ def _pad(x: jax.Array, size: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
-def _patches(x: jax.Array, size: int) -> jax.Array:
-    """What a kernel sees at each position, [batch, height, width, size * size * channels]."""
+def _product_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product of all that the kernel sees at each position."""
     _, height, width, _ = x.shape
-    padded = _pad(x, size)
-    shifts = itertools.product(range(size), repeat=2)
-    return jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in shifts], -1)
-
-
-class _Span(NamedTuple):
-    """Of rows or columns: those that one position of a kernel sees, those it then adds to, and how many are left out
-    before and after the latter."""
-
-    seen: slice
-    written: slice
-    left_out: tuple[int, int]
-
-
-def _taps(x: jax.Array, size: int) -> list[tuple[_Span, _Span]]:
-    """Rows and columns for each position of a kernel, without the padding, which is much of a tiny map."""
-
-    def spans(length):
-        for shift in range(-(size // 2), size // 2 + 1):
-            before, after = min(length, max(0, -shift)), min(length, max(0, shift))
-            yield _Span(slice(after, length - before), slice(before, length - after), (before, after))
-
-    return list(itertools.product(spans(x.shape[1]), spans(x.shape[2])))
+    padded = _pad(x, kernel.shape[0])
+    shifts = itertools.product(range(kernel.shape[0]), repeat=2)
+    patches = jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in shifts], -1)
+    return (_as_matrix(patches) @ _as_matrix(kernel)).reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def _split_taps(kernel: jax.Array) -> list[jax.Array]:
@@ -167,11 +147,31 @@ def _split_taps(kernel: jax.Array) -> list[jax.Array]:
 def _sum_over_taps(x: jax.Array, taps: list[jax.Array]) -> jax.Array:
     """One matrix product for each position of the kernel."""
     total = 0
-    for tap, (rows, columns) in zip(taps, _taps(x, math.isqrt(len(taps))), strict=True):
+    for tap, (rows, columns) in zip(taps, _spans(x, math.isqrt(len(taps))), strict=True):
         seen = x[:, rows.seen, columns.seen]
         product = (_as_matrix(seen) @ tap).reshape(*seen.shape[:3], tap.shape[1])
         total += jnp.pad(product, ((0, 0), rows.left_out, columns.left_out, (0, 0)))
     return total
+
+
+class _Span(NamedTuple):
+    """The rows or columns that one position of a kernel sees, those that it adds to, and how many the latter leave out
+    before and after."""
+
+    seen: slice
+    written: slice
+    left_out: tuple[int, int]
+
+
+def _spans(x: jax.Array, size: int) -> list[tuple[_Span, _Span]]:
+    """Rows and columns for each position of a kernel, without padding, which is much of a tiny map."""
+
+    def along(length):
+        for shift in range(-(size // 2), size // 2 + 1):
+            before, after = min(length, max(0, -shift)), min(length, max(0, shift))
+            yield _Span(slice(after, length - before), slice(before, length - after), (before, after))
+
+    return list(itertools.product(along(x.shape[1]), along(x.shape[2])))
 
 
 def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
@@ -237,15 +237,15 @@ def _winograd_powers(count: int) -> np.ndarray:
 
 
 def _fastest_products(kernel: jax.Array):
-    """`a @ b` for stacks of matrices: in BP's step on VGG one after the other takes 62 instead of 68 ms, on LeNet (many
-    small ones) 38 instead of 34."""
+    """`a @ b` for stacks of matrices: one after the other VGG's BP step takes 62 instead of 68 ms, but that of LeNet,
+    whose matrices are narrow, 38 instead of 34."""
     return jnp.matmul if kernel.shape[0] == 5 else lambda a, b: jnp.stack([p @ q for p, q in zip(a, b, strict=True)])
 
 
 def _bilinear(name: str, plain, cpu) -> Primitive:
     """A JAX primitive that is `cpu` on the CPU and `plain` elsewhere and under `jax.vmap`."""
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("size", "transpose")))
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
     @primitive.def_abstract_eval
     def shape_and_dtype(*args, **params):

@@ -111,16 +111,16 @@ def match_jacobian(
     gate = lambda y: block.gate(y, switches)  # noqa: E731
 
     def transposed_product(params):
-        _, transpose = jax.vjp(lambda y: block.project(params, gate(y)), y)
-        return transpose(noise.input)[0]
+        _, to_y = jax.vjp(lambda y: block.project(params, gate(y)), y)
+        return to_y(noise.input)[0]
 
     _, forward_product = jax.jvp(lambda x: block.forward(forward_params, x)[0], (x,), (noise.input,))
-    feedback_product, transpose = jax.vjp(transposed_product, feedback_params)
+    feedback_product, to_params = jax.vjp(transposed_product, feedback_params)
     residual = forward_product - feedback_product
-    (descent,) = transpose(residual)
+    (descent,) = to_params(residual)
 
-    h, transpose = jax.vjp(gate, y)
-    (slopes,) = transpose(jnp.ones_like(h))
+    h, to_y = jax.vjp(gate, y)
+    (slopes,) = to_y(jnp.ones_like(h))
     _, squares = jax.jvp(gate, (y,), (slopes,))
     size = jnp.mean(noise.input**2)
     kernel = descent["kernel"]

@@ -65,16 +65,17 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
     [
         (1, 1, 3, (2, 4)),
         (2, 2, 3, (3, 2)),
+        (1, 1, 5, (6, 4)),
         (7, 2, 1, (2, 4)),
-        (3, 6, 5, (4, 2)),
-        (4, 4, 3, (2, 70)),
+        (3, 6, 5, (6, 2)),
+        (4, 4, 3, (64, 65)),
         # Maps and channels that suit Winograd's algorithm.
         (8, 4, 3, (64, 65)),
         (4, 6, 5, (33, 32)),
     ],
 )
 def test_convolution_and_its_derivatives(height, width, size, channels):
-    """Value and both derivatives forward and reverse, of the convolution and its transpose, against XLA's own."""
+    """Values, first and second derivatives of the convolution and its transpose, against XLA's own."""
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -87,6 +88,8 @@ def test_convolution_and_its_derivatives(height, width, size, channels):
         yield function(x, kernel)
         yield jax.jvp(function, (x, kernel), (dx, dkernel))[1]
         yield from jax.vjp(function, x, kernel)[1](y)
+        pull_back = lambda x, kernel, y: jax.vjp(function, x, kernel)[1](y)  # noqa: E731
+        yield from jax.vjp(pull_back, x, kernel, y)[1]((dx, dkernel))
         # Derivatives of each example alone, as dense Jacobians need them.
         yield jax.vmap(jax.grad(lambda kernel, x: jnp.sum(function(x[None], kernel) ** 2)), (None, 0))(kernel, x)
 
