@@ -65,7 +65,7 @@ def work(deadline: float, workdir: Path, small: bool, data_dir: str) -> bool:
         if not small and (run / "summary.json").exists():
             # In a process of its own: this one must not take the GPU's memory from the next run.
             shown = " ".join(["python -m jaxdtp.main", *options[:-1], "--config.dataset.data_dir=DIR"])
-            subprocess.run([sys.executable, "-m", "benchmarks.record", str(run), name, shown], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.record", str(run), name, shown, "accuracy"], check=True)
         done.touch()
     return True
 

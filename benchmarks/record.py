@@ -1,7 +1,7 @@
-"""Keep a finished run as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND"`.
+"""Keep a finished run as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND" [PLOT ...]`.
 
 Writes benchmarks/results/NAME.json with the run's summary, epochs, configuration, machine, versions, date and command,
-and copies its plots beside it as NAME-PLOT.png.
+and copies those of its plots that are named (`accuracy`, ...) beside it as NAME-PLOT.png.
 """
 
 import datetime
@@ -19,7 +19,7 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(workdir: Path, name: str, command: str) -> Path:
+def record(workdir: Path, name: str, command: str, plots: list[str]) -> Path:
     """Write the result of the run in `workdir` and return its path."""
     result = origin(command) | {
         "summary": json.loads((workdir / "summary.json").read_text()),
@@ -29,8 +29,8 @@ def record(workdir: Path, name: str, command: str) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    for plot in (workdir / "plots").glob("*.png"):
-        shutil.copy(plot, RESULTS / f"{name}-{plot.name}")
+    for plot in plots:
+        shutil.copy(workdir / "plots" / f"{plot}.png", RESULTS / f"{name}-{plot}.png")
     return path
 
 
@@ -53,6 +53,6 @@ def origin(command: str) -> dict:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
-    print(record(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    print(record(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]))

@@ -107,7 +107,11 @@ def main() -> None:
         for point in curves[what]:
             medians = ", ".join(f"{rule} {times['seconds_median']:.4f} s" for rule, times in point["seconds"].items())
             print(f"{what} {point['size']}: {medians}", flush=True)
-    result = origin("python -m benchmarks.scaling") | {"base": BASE._asdict(), "repeats": repeats, "curves": curves}
+    result = origin(f"python -m benchmarks.scaling --repeats={repeats}") | {
+        "base": BASE._asdict(),
+        "repeats": repeats,
+        "curves": curves,
+    }
     (RESULTS / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
     base = f"batch {BASE.batch}, width {BASE.width:g}, depth {BASE.depth}, iterations {BASE.iterations:g}"
     figure = plot(curves, f"A training step of VGG on {jax.devices()[0].device_kind}, unless varied: {base}")

@@ -159,6 +159,6 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
         if config.algorithm == "ldrl":
             total += (7 if torch else 4) * config.feedback.iterations[index - 1] * cost
         elif config.algorithm == "ldrl_fast":
-            share = config.feedback.batch_share[index - 1] if config.feedback.batch_share else 1
-            total += 4 * config.feedback.iterations[index - 1] * share * cost
+            training = build_settings(config, steps_per_epoch=1000).feedback[index - 1]
+            total += 4 * training.iterations * training.examples / config.batch_size * cost
     return total
