@@ -67,7 +67,9 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
         (2, 2, 3, (3, 2)),
         (1, 1, 5, (6, 4)),
         (7, 2, 1, (2, 4)),
+        (3, 6, 5, (4, 2)),
         (3, 6, 5, (6, 2)),
+        (4, 4, 3, (2, 70)),
         (4, 4, 3, (64, 65)),
         # Maps and channels that suit Winograd's algorithm.
         (8, 4, 3, (64, 65)),
