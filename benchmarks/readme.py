@@ -1,9 +1,10 @@
-"""Write the README's tables of step times from benchmarks/results/step_time_*.json: `python -m benchmarks.readme`."""
+"""Write the README's tables from benchmarks/results: `python -m benchmarks.readme`."""
 
 import json
 import re
 from pathlib import Path
 
+from benchmarks import over_seeds
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -18,18 +19,27 @@ NETWORKS = {"vgg": "VGG", "lenet": "LeNet"}
 
 
 def with_tables(readme: str) -> str:
-    """The README's text with fresh tables between its two markers."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("step_time_*.json"))]
-    tables = "\n\n".join(table(result) for result in results)
-    begin, end = "<!-- step times: written by python -m benchmarks.readme -->", "<!-- end of step times -->"
+    """The README's text with fresh tables between their markers."""
+    step_times = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("step_time_*.json"))]
+    tables = {
+        "step times": "\n\n".join(step_time_table(result) for result in step_times),
+        "accuracy over seeds": over_seeds.table(),
+    }
+    for name, text in tables.items():
+        readme = _between_markers(readme, name, text)
+    return readme
+
+
+def _between_markers(readme: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name}: written by python -m benchmarks.readme -->", f"<!-- end of {name} -->"
     pattern = f"{re.escape(begin)}.*{re.escape(end)}"
-    text, places = re.subn(pattern, lambda _: f"{begin}\n{tables}\n{end}", readme, flags=re.DOTALL)
+    readme, places = re.subn(pattern, lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL)
     if places != 1:
         raise ValueError(f"README.md: {places} places between {begin} and {end}; allowed: one")
-    return text
+    return readme
 
 
-def table(result: dict) -> str:
+def step_time_table(result: dict) -> str:
     """One result in Markdown: where it comes from, and a row for every step."""
     machine, versions = result["machine"], result["versions"]
     peak = result["matmul_operations_per_second"]

@@ -93,6 +93,6 @@ def test_scaling_describes_steps_of_every_size():
                 steps.configure(resized, rule)
 
 
-def test_the_readme_has_the_newest_step_times():
+def test_the_readme_has_the_newest_tables():
     text = readme.README.read_text()
     assert readme.with_tables(text) == text
