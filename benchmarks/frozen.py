@@ -16,9 +16,9 @@ import optax
 
 from benchmarks.record import RESULTS, origin
 from configs import cifar10_lenet
-from jaxdtp import data, networks
+from jaxdtp import data, networks, paths
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.blocks import FEEDBACK_ACTIVATIONS, Pass
+from jaxdtp.blocks import FEEDBACK_ACTIVATIONS, Pass, Units, matched_elu
 from jaxdtp.build import build_preprocessing
 from jaxdtp.epoch import normalise
 from jaxdtp.feedback import FeedbackRule, FeedbackTraining, train_feedback
@@ -85,7 +85,9 @@ def parse_arguments(description: str) -> argparse.Namespace:
 @lru_cache
 def build_network(activation: str = "elu") -> Network:
     """LeNet 32-64-512 for CIFAR-10 with one of the feedback activations."""
-    return networks.lenet((32, 32, 3), 10, feedback_activation=FEEDBACK_ACTIVATIONS[activation])
+    return networks.lenet(
+        (32, 32, 3), 10, units=Units(feedback_activation=FEEDBACK_ACTIVATIONS[activation] or matched_elu)
+    )
 
 
 def starts(setting: Setting, data_dir: str) -> list[Start]:
@@ -101,7 +103,7 @@ def starts(setting: Setting, data_dir: str) -> list[Start]:
         init_key, noise_key = jax.random.split(jax.random.key(seed))
         forward, feedback = (
             {name: {"kernel": params["kernel"]} for name, params in side.items()}
-            for side in networks.init(network, init_key)
+            for side in (networks.init(network, init_key), paths.init(paths.consecutive(network), init_key))
         )
         passes = jax.jit(partial(networks.forward_passes, network))(forward, images)
         result.append(Start(images, train.labels[chosen], forward, feedback, passes, noise_key))
@@ -151,5 +153,10 @@ def write_result(setting: Setting, arguments: argparse.Namespace, values: dict) 
     return path
 
 
-_train_feedback = jax.jit(train_feedback, static_argnames=("rule", "training", "block"))
+@partial(jax.jit, static_argnames=("rule", "training", "block"))
+def _train_feedback(rule, training, block, params, state, forward_params, clean, key):
+    forward = partial(block.forward, forward_params)
+    return train_feedback(rule, training, block, params, state, forward, clean, key)
+
+
 _sgd = lru_cache(optax.sgd)

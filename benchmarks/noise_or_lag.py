@@ -80,7 +80,7 @@ def train(network, settings: Settings, disturbance: Disturbance, state, batches,
         feedback, memory = disturb(disturbance, kernels, memory, noise_key)
         passes = networks.forward_passes(network, forward, images)
         target = output_target(passes[-1].output, labels, settings.beta)
-        targets = propagate_targets(difference_target, network, feedback, passes, target)
+        targets, _ = propagate_targets(difference_target, settings.paths, forward, feedback, passes, target)
         gradients = local_gradients(network, forward, passes, targets)
         updates, optimizer = settings.forward_optimizer.update(gradients, optimizer, forward)
         loss = jnp.mean(cross_entropy(passes[-1].output, labels))
@@ -105,7 +105,7 @@ def main() -> None:
     config = resolve(config)
     dataset = data.load(config.dataset, config.seed)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
-    settings = build_settings(config, steps_in_epoch(config, dataset))
+    settings = build_settings(config, network, steps_in_epoch(config, dataset))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(network, settings, init_key)
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.train.labels))[: STEPS * config.batch_size]

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.record import RESULTS, origin
-from benchmarks.steps import jaxdtp_step
+from benchmarks.steps import configure, jaxdtp_step
 from benchmarks.timing import interleaved, summary
 from configs import cifar10_vgg, cifar10_vgg_fast
 from jaxdtp.plots import plt, style
@@ -52,14 +52,15 @@ RULES = {"bp": cifar10_vgg, "ldrl": cifar10_vgg, "ldrl_fast": cifar10_vgg_fast}
 
 
 def resize(config: ConfigDict, size: Size, iterations: float) -> ConfigDict:
-    """A VGG configuration of another size."""
+    """A resolved VGG configuration, in another size."""
     feedback = config.feedback
     config.batch_size = size.batch
     config.network.channels = tuple(int(size.width * channels) for channels in config.network.channels[: size.depth])
     feedback.iterations = tuple(max(1, round(iterations * count)) for count in feedback.iterations)
     for key in ("iterations", "noise_scale", "learning_rate", "batch_share"):
         # Of blocks 2 to N: the first convolutional ones and the last, dense one.
-        feedback[key] = feedback[key][: size.depth - 1] + feedback[key][-1:]
+        if len(feedback[key]) > 1:
+            feedback[key] = feedback[key][: size.depth - 1] + feedback[key][-1:]
     return config
 
 
@@ -70,7 +71,8 @@ def measure(what: str, repeats: int) -> list[dict]:
         size = BASE._replace(**{what: value})
         for rule, module in RULES.items():
             iterations = 1 if rule == "ldrl_fast" else size.iterations
-            steps[value, rule] = jaxdtp_step(resize(module.get_config(), size, iterations), rule).run
+            config = resize(configure(module.get_config(), rule), size, iterations)
+            steps[value, rule] = jaxdtp_step(config, rule).run
     times = interleaved(steps, repeats, seconds=0.2)
     return [{"size": value, "seconds": {rule: summary(times[value, rule]) for rule in RULES}} for value in GROWTH[what]]
 

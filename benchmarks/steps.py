@@ -25,26 +25,26 @@ class Step(NamedTuple):
 
     Attributes:
         run: `run(count)` does so many steps, and returns when they are done.
-        operations: floating-point operations of one step, see `operations`.
+        operations: floating-point operations of one step, see `operations`; None where they aren't counted.
         kept_bytes: parameters, optimizer states and the batch, which live from step to step (in PyTorch gradients too).
         compile_seconds: how long it took to compile.
         program_bytes: all memory of the compiled program; None for PyTorch.
     """
 
     run: Callable[[int], None]
-    operations: float
+    operations: float | None
     kept_bytes: int
     compile_seconds: float
     program_bytes: int | None
 
 
-def jaxdtp_step(config: ConfigDict, algorithm: str) -> Step:
-    """One of our rules with the settings of a configuration."""
+def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMAGE) -> Step:
+    """One of our rules with the settings of a configuration, on images of a shape."""
     config = configure(config, algorithm)
-    network = build_network(config, IMAGE, CLASSES)
-    settings = build_settings(config, steps_per_epoch=1000)
+    network = build_network(config, image, CLASSES)
+    settings = build_settings(config, network, steps_per_epoch=1000)
     state = init_state(network, settings, jax.random.key(config.seed))
-    images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size))
+    images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size, image))
     key = jax.random.key(1)
 
     @partial(jax.jit, donate_argnums=0)
@@ -130,14 +130,14 @@ def configure(config: ConfigDict, algorithm: str) -> ConfigDict:
     return resolve(config)
 
 
-def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(batch_size: int, image: tuple[int, ...] = IMAGE) -> tuple[np.ndarray, np.ndarray]:
     """Normal images and random labels, always the same."""
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((batch_size, *IMAGE)).astype(np.float32)
+    images = generator.standard_normal((batch_size, *image)).astype(np.float32)
     return images, generator.integers(0, CLASSES, batch_size)
 
 
-def operations(network: Network, config: ConfigDict, torch: bool = False) -> float:
+def operations(network: Network, config: ConfigDict, torch: bool = False) -> float | None:
     """Floating-point operations of a step, counted from shapes: those of convolutions and matrix products, each by its
     definition, whatever algorithm computes it.
 
@@ -145,8 +145,12 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
     each. A step: forward c, weight gradient c and, except in the first block, c for what goes down to the block below.
     To this L-DRL adds per iteration F, one feedback projection and two weight gradients (in PyTorch, written as
     published: F, three feedback passes and their three weight gradients); fast L-DRL, for its share of the batch,
-    F with its directional derivative, one projection and one weight gradient.
+    F with its directional derivative, one projection and one weight gradient. Other rules aren't counted: None.
     """
+    per_iteration = {"bp": 0, "ldrl": 7 if torch else 4, "ldrl_fast": 4}
+    if config.algorithm not in per_iteration:
+        return None
+    trainings = build_settings(config, network, steps_per_epoch=1000).feedback
     total = 0.0
     for index, block in enumerate(network):
         shape = jax.eval_shape(block.init, jax.random.key(0))[0]["kernel"].shape
@@ -156,9 +160,8 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
         if index == 0:
             continue
         total += cost
-        if config.algorithm == "ldrl":
-            total += (7 if torch else 4) * config.feedback.iterations[index - 1] * cost
-        elif config.algorithm == "ldrl_fast":
-            training = build_settings(config, steps_per_epoch=1000).feedback[index - 1]
-            total += 4 * training.iterations * training.examples / config.batch_size * cost
+        if trainings:
+            training = trainings[index - 1]
+            share = training.noise_samples * training.examples / config.batch_size
+            total += per_iteration[config.algorithm] * training.iterations * share * cost
     return total

@@ -20,5 +20,5 @@ def get_config():
     config.feedback.iterations = (41, 51, 24)
     config.feedback.noise_scale = (0.4164, 0.3826, 0.1395)
     config.feedback.learning_rate = (7.188e-4, 1.251e-4, 0.03541)
-    config.when = {"bp": {"forward": {"learning_rate": 0.05}}}
+    config.when.bp = {"forward": {"learning_rate": 0.05}}
     return config

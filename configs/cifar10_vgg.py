@@ -20,5 +20,5 @@ def get_config():
     config.feedback.iterations = (20, 30, 35, 55, 20)
     config.feedback.noise_scale = (0.4, 0.4, 0.2, 0.2, 0.08)
     config.feedback.learning_rate = (1e-4, 3.5e-4, 8e-3, 8e-3, 0.18)
-    config.when = {"bp": {"forward": {"learning_rate": 0.05}}}
+    config.when.bp = {"forward": {"learning_rate": 0.05}}
     return config

@@ -11,7 +11,6 @@ def get_config():
     config.algorithm = "ldrl_fast"
     config.num_epochs = 90
     config.batch_size = 128
-    config.beta = 1.0
     config.network.name = "vgg"
     config.network.channels = (128, 128, 256, 256, 512)
     config.network.hidden = ()
@@ -23,13 +22,8 @@ def get_config():
     config.forward.learning_rate = 0.05
     config.forward.warmup_steps = 200  # feedback weights start at random: they must get there first
     config.forward.schedule_epochs = 85
-    config.feedback.iterations = (1, 1, 1, 1, 1)
     config.feedback.batch_share = (0.0625, 0.125, 0.25, 0.5, 0.5)
-    config.feedback.noise_scale = (1.0, 1.0, 1.0, 1.0, 1.0)
     # Above 1 where maps are tiny: of a kernel's 9 taps 6.25 meet in a pixel of a 4x4 map, on average, 4 in a 2x2 map.
-    config.feedback.learning_rate = (1.0, 1.0, 1.4, 2.0, 1.0)
-    config.feedback.momentum = 0.0
-    config.feedback.activation = "matched"
-    config.feedback.shared_maxima = "sum"
-    config.when = {"bp": {"forward": {"warmup_steps": 0}}}
+    config.when.ldrl_fast.feedback.learning_rate = (1.0, 1.0, 1.4, 2.0, 1.0)
+    config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

@@ -20,18 +20,6 @@ def get_config():
     config.feedback.iterations = (5, 10, 10)
     config.feedback.noise_scale = (0.1, 0.1, 0.1)
     config.feedback.learning_rate = (0.01, 0.02, 0.05)
-    config.when = {
-        "bp": {"forward": {"learning_rate": 0.02, "warmup_steps": 0}},
-        "ldrl_fast": {
-            "beta": 1.0,
-            "forward": {"learning_rate": 0.02},
-            "feedback": {
-                "iterations": (1, 1, 1),
-                "learning_rate": (1.0, 1.0, 1.0),
-                "momentum": 0.0,
-                "activation": "matched",
-                "shared_maxima": "sum",
-            },
-        },
-    }
+    config.when.bp = {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}
+    config.when.ldrl_fast.forward = {"learning_rate": 0.02}
     return config

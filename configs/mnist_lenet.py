@@ -26,5 +26,5 @@ def get_config():
     config.feedback.iterations = (2, 20, 20)
     config.feedback.noise_scale = (0.4164, 0.3826, 0.1395)
     config.feedback.learning_rate = (2e-3, 4e-3, 0.07)
-    config.when = {"bp": {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}}
+    config.when.bp = {"forward": {"learning_rate": 0.02, "warmup_steps": 0}}
     return config

@@ -11,7 +11,6 @@ def get_config():
     config.algorithm = "ldrl_fast"
     config.num_epochs = 3
     config.batch_size = 64
-    config.beta = 1.0
     config.network.name = "lenet"
     config.network.channels = (32, 64)
     config.network.hidden = (512,)
@@ -21,12 +20,6 @@ def get_config():
     config.forward.learning_rate = 0.02
     config.forward.warmup_steps = 200  # feedback weights start at random: they must get there first
     config.forward.schedule_epochs = 3
-    config.feedback.iterations = (1, 1, 1)
     config.feedback.batch_share = (0.25, 1.0, 1.0)
-    config.feedback.noise_scale = (1.0, 1.0, 1.0)
-    config.feedback.learning_rate = (1.0, 1.0, 1.0)
-    config.feedback.momentum = 0.0
-    config.feedback.activation = "matched"
-    config.feedback.shared_maxima = "sum"
-    config.when = {"bp": {"forward": {"warmup_steps": 0}}}
+    config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

@@ -4,11 +4,12 @@ The names that a notebook needs; everything else is imported from its module.
 """
 
 from jaxdtp.algorithms import ALGORITHMS, Algorithm
-from jaxdtp.blocks import Block, Pass, conv_block, dense_block
+from jaxdtp.blocks import Block, Pass, Units, conv_block, dense_block
 from jaxdtp.config import ConfigError, default_config, resolve
 from jaxdtp.epoch import Preprocessing, evaluate, train_steps
 from jaxdtp.feedback import FeedbackTraining, Noise
 from jaxdtp.networks import Network, lenet, logits, mlp, vgg
+from jaxdtp.paths import Path, consecutive, direct, direct_through_hidden
 from jaxdtp.step import Settings, TrainState, classification_metrics, init_state, train_step
 from jaxdtp.train import DivergedError, evaluate_best, train_and_evaluate
 
@@ -22,13 +23,18 @@ __all__ = [
     "Network",
     "Noise",
     "Pass",
+    "Path",
     "Preprocessing",
     "Settings",
     "TrainState",
+    "Units",
     "classification_metrics",
+    "consecutive",
     "conv_block",
     "default_config",
     "dense_block",
+    "direct",
+    "direct_through_hidden",
     "evaluate",
     "evaluate_best",
     "init_state",

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxdtp import networks
 from jaxdtp.blocks import Block, Parameters, Pass, feedback
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.paths import Paths, consecutive
 from jaxdtp.step import backprop_gradients
 from jaxdtp.targets import TargetRule, local_gradients, output_target, propagate_targets
 
@@ -153,7 +154,7 @@ def dense_jacobians(
     return jax.vmap(of_example)(x)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target_rule"))
+@functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths"))
 def updates_and_gradients(
     network: Network,
     target_rule: TargetRule,
@@ -162,6 +163,8 @@ def updates_and_gradients(
     images: jax.Array,
     labels: jax.Array,
     beta: float,
+    *,
+    paths: Paths | None = None,
 ) -> tuple[NetworkParameters, NetworkParameters]:
     """The local gradients of a target rule divided by beta, and the backpropagation gradients of the mean
     cross-entropy, which the first ones estimate; both by block name.
@@ -173,15 +176,17 @@ def updates_and_gradients(
         images: [batch, *network[0].input_shape], normalised.
         labels: [batch], integers.
         beta: step size of the output target.
+        paths: of the feedback; the blocks' own feedback maps if left out.
     """
     passes = networks.forward_passes(network, forward, images)
     target = output_target(passes[-1].output, labels, beta)
-    targets = propagate_targets(target_rule, network, feedback, passes, target)
+    paths = consecutive(network) if paths is None else paths
+    targets, _ = propagate_targets(target_rule, paths, forward, feedback, passes, target)
     updates = jax.tree.map(lambda gradient: gradient / beta, local_gradients(network, forward, passes, targets))
     return updates, backprop_gradients(network, forward, images, labels)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target_rule", "per_example"))
+@functools.partial(jax.jit, static_argnames=("network", "target_rule", "per_example", "paths"))
 def gradient_matching(
     network: Network,
     target_rule: TargetRule,
@@ -192,11 +197,12 @@ def gradient_matching(
     beta: float,
     *,
     per_example: bool = False,
+    paths: Paths | None = None,
 ) -> dict[str, dict[str, Match]]:
     """The gradient matching property: the updates against the gradients (the reference) of `updates_and_gradients`.
 
     Args:
-        network, target_rule, forward, feedback, images, labels, beta: as there.
+        network, target_rule, forward, feedback, images, labels, beta, paths: as there.
         per_example: whether to compare each example's own gradients, [batch], rather than the batch's mean gradients.
 
     Returns:
@@ -204,8 +210,8 @@ def gradient_matching(
     """
 
     def of_batch(images, labels):
-        pair = updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta)
-        return jax.tree.map(_match, *pair)
+        pair = updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths=paths)
+        return jax.tree.map(match, *pair)
 
     if per_example:
         return jax.vmap(of_batch)(images[:, None], labels[:, None])
@@ -285,16 +291,18 @@ def target_matching(
         passes: as from `networks.forward_passes`.
         targets: of all blocks' outputs, as from `targets.propagate_targets`.
         references: likewise, as from `backprop_targets` or `gauss_newton_targets`.
-        per_example: whether to give each example's own, [batch], rather than the mean over the batch.
+        per_example: whether to give each example's own, [batch], rather than the mean over the batch, which leaves out
+            examples that have reached their targets: no change has no angle.
     """
     matches = {}
     for block, clean, target, reference in zip(network, passes, targets, references, strict=True):
-        match = jax.vmap(_match)(target - clean.output, reference - clean.output)
-        matches[block.name] = match if per_example else jax.tree.map(jnp.mean, match)
+        of_examples = jax.vmap(match)(target - clean.output, reference - clean.output)
+        matches[block.name] = of_examples if per_example else jax.tree.map(jnp.nanmean, of_examples)
     return matches
 
 
-def _match(vector: jax.Array, reference: jax.Array) -> Match:
+def match(vector: jax.Array, reference: jax.Array) -> Match:
+    """How far one array, seen as a vector, is from another."""
     vector, reference = vector.ravel(), reference.ravel()
     angle = angle_degrees(vector, reference)
     ratio = jnp.linalg.norm(vector) / jnp.linalg.norm(reference)

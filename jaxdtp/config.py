@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.blocks import FEEDBACK_ACTIVATIONS
+from jaxdtp.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.networks import NETWORKS
+from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
 from jaxdtp.pooling import SHARED_MAXIMA
-from jaxdtp.schedules import SCHEDULES
 
 
 class ConfigError(ValueError):
@@ -27,12 +27,15 @@ def default_config() -> ConfigDict:
     config.checkpoint_every_epochs = 1
     config.algorithm = "ldrl"
     config.beta = 0.7  # step size of the output target
+    config.float64 = False  # all numbers in double precision, which TPUs don't have
     config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU
 
     config.network = ConfigDict()
     config.network.name = "mlp"
     config.network.channels = ()  # of the convolutional blocks
     config.network.hidden = (256, 256)  # features of the dense blocks below the output
+    config.network.activation = "elu"  # of all blocks but the last
+    config.network.init = "uniform"  # of forward and feedback parameters
 
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # scikit-learn's digits, or the name of a TFDS builder
@@ -44,9 +47,14 @@ def default_config() -> ConfigDict:
     config.dataset.flip = False  # mirror left-right at random
     config.dataset.crop_padding = 0  # pixels of edge padding for random crops
 
+    # Keys for blocks are tuples: with one value for all of the blocks, or with one for each.
     config.forward = ConfigDict()
+    config.forward.optimizer = "sgd"
     config.forward.learning_rate = 0.05
-    config.forward.momentum = 0.9
+    config.forward.rate_factors = (1.0,)  # of the learning rate, for blocks 1..N
+    config.forward.momentum = 0.9  # of SGD
+    config.forward.adam_betas = (0.9, 0.999)
+    config.forward.adam_epsilon = (1e-8,)  # for blocks 1..N
     config.forward.weight_decay = 1e-4
     config.forward.warmup_steps = 0  # training steps in which the learning rate grows from 0
     config.forward.schedule = "cosine"
@@ -56,23 +64,44 @@ def default_config() -> ConfigDict:
     config.forward.schedule_factor = 0.1
 
     config.feedback = ConfigDict()
-    config.feedback.iterations = (10, 10)  # per batch, for blocks 2..N
-    config.feedback.noise_scale = (0.1, 0.1)
-    config.feedback.learning_rate = (0.01, 0.01)
-    config.feedback.momentum = 0.9
-    config.feedback.noise_samples = 1
-    config.feedback.batch_share = ()  # of each batch that takes part, for blocks 2..N; (): all
+    config.feedback.iterations = (10,)  # per batch, for blocks 2..N
+    config.feedback.noise_scale = (0.1,)  # for blocks 2..N
+    config.feedback.noise_samples = (1,)  # for blocks 2..N
+    config.feedback.batch_share = (1.0,)  # of each batch that takes part, for blocks 2..N
+    config.feedback.optimizer = "sgd"
+    config.feedback.learning_rate = (0.01,)  # for blocks 2..N
+    config.feedback.momentum = 0.9  # of SGD
+    config.feedback.adam_betas = (0.9, 0.999)
+    config.feedback.adam_epsilon = (1e-8,)  # for blocks 2..N
+    config.feedback.weight_decay = (0.0,)  # for blocks 2..N
+    config.feedback.pretraining_epochs = 0  # before the first epoch, of feedback training alone
+    config.feedback.extra_epochs = 0  # after each epoch, of feedback training alone
     config.feedback.init = "random"
     config.feedback.activation = "elu"  # 'matched': the slope at y is the forward slope there
+    config.feedback.squash = "none"  # activation of the feedback map's result
     config.feedback.shared_maxima = "last"  # 'sum': where pooling windows share a maximum, un-pool the sum
+    config.feedback.hidden_features = 1024  # of the random layer of 'ddtp_rhl'
+
+    config.target = ConfigDict()
+    config.target.iterations = 10  # of 'inverse' and 'inverse_output', at most
+    config.target.tolerance = 1e-3  # they stop when steps are that much smaller than the first one
+    config.target.scale_by_influence = False  # scale each block's change by its influence on the output
 
     config.alignment = ConfigDict()
     config.alignment.every_epochs = 0  # how often Jacobian and gradient matching are measured; 0: never
     config.alignment.probes = 16  # random vectors for each example
+    config.alignment.gauss_newton = False  # whether targets are compared with Gauss-Newton's too
 
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command
-    # line says otherwise.
+    # line says otherwise. A config file that wants other values for these two rules sets them there as well.
     config.when = ConfigDict()
+    matched = {"activation": "matched", "shared_maxima": "sum"}
+    config.when.fa = {"feedback": matched}
+    config.when.ldrl_fast = {
+        "beta": 1.0,
+        "feedback": matched
+        | {"iterations": (1,), "noise_scale": (1.0,), "learning_rate": (1.0,), "optimizer": "sgd", "momentum": 0.0},
+    }
     return config
 
 
@@ -108,6 +137,10 @@ def _one_of(names: Collection[str]) -> Rule:
 _POSITIVE = _number(lambda value: value > 0, "above 0")
 _NOT_NEGATIVE = _number(lambda value: value >= 0, "of 0 or more")
 _SHARE = _number(lambda value: 0 <= value < 1, "from 0 to below 1")
+_BETAS = Rule(
+    lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(_SHARE.check(item) for item in value),
+    f"a tuple of two, each {_SHARE.allowed}",
+)
 _TEXT = Rule(lambda value: isinstance(value, str), "text")
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 
@@ -119,10 +152,13 @@ RULES = {
     "checkpoint_every_epochs": _whole(1),
     "algorithm": _one_of(ALGORITHMS),
     "beta": _POSITIVE,
+    "float64": _SWITCH,
     "matmul_precision": _one_of(("float32", "tensorfloat32", "bfloat16")),
     "network.name": _one_of(NETWORKS),
     "network.channels": _tuple_of(_whole(1)),
     "network.hidden": _tuple_of(_whole(1)),
+    "network.activation": _one_of(ACTIVATIONS),
+    "network.init": _one_of(INITIALIZERS),
     "dataset.name": _TEXT,
     "dataset.data_dir": _TEXT,
     "dataset.cache_dir": _TEXT,
@@ -131,8 +167,12 @@ RULES = {
     "dataset.std": _tuple_of(_POSITIVE),
     "dataset.flip": _SWITCH,
     "dataset.crop_padding": _whole(0),
+    "forward.optimizer": _one_of(OPTIMIZERS),
     "forward.learning_rate": _POSITIVE,
+    "forward.rate_factors": _tuple_of(_POSITIVE),
     "forward.momentum": _SHARE,
+    "forward.adam_betas": _BETAS,
+    "forward.adam_epsilon": _tuple_of(_POSITIVE),
     "forward.weight_decay": _NOT_NEGATIVE,
     "forward.warmup_steps": _whole(0),
     "forward.schedule": _one_of(SCHEDULES),
@@ -142,17 +182,46 @@ RULES = {
     "forward.schedule_factor": _POSITIVE,
     "feedback.iterations": _tuple_of(_whole(1)),
     "feedback.noise_scale": _tuple_of(_POSITIVE),
+    "feedback.noise_samples": _tuple_of(_whole(1)),
+    "feedback.batch_share": _tuple_of(_number(lambda value: 0 < value <= 1, "above 0, up to 1")),
+    "feedback.optimizer": _one_of(OPTIMIZERS),
     "feedback.learning_rate": _tuple_of(_POSITIVE),
     "feedback.momentum": _SHARE,
-    "feedback.noise_samples": _whole(1),
-    "feedback.batch_share": _tuple_of(_number(lambda value: 0 < value <= 1, "above 0, up to 1")),
+    "feedback.adam_betas": _BETAS,
+    "feedback.adam_epsilon": _tuple_of(_POSITIVE),
+    "feedback.weight_decay": _tuple_of(_NOT_NEGATIVE),
+    "feedback.pretraining_epochs": _whole(0),
+    "feedback.extra_epochs": _whole(0),
     "feedback.init": _one_of(("random", "symmetric")),
     "feedback.activation": _one_of(FEEDBACK_ACTIVATIONS),
+    "feedback.squash": _one_of(SQUASHES),
     "feedback.shared_maxima": _one_of(SHARED_MAXIMA),
+    "feedback.hidden_features": _whole(1),
+    "target.iterations": _whole(1),
+    "target.tolerance": _SHARE,
+    "target.scale_by_influence": _SWITCH,
     "alignment.every_epochs": _whole(0),
     "alignment.probes": _whole(2),
+    "alignment.gauss_newton": _SWITCH,
 }
 """What is allowed for each key of `default_config()`."""
+
+FOR_BLOCKS = {
+    1: ("forward.rate_factors", "forward.adam_epsilon"),
+    2: tuple(
+        f"feedback.{name}"
+        for name in (
+            "iterations",
+            "noise_scale",
+            "noise_samples",
+            "batch_share",
+            "learning_rate",
+            "adam_epsilon",
+            "weight_decay",
+        )
+    ),
+}
+"""Keys with one value for all blocks or one for each, by the first block that they are for."""
 
 
 def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
@@ -220,13 +289,20 @@ def _check_blocks(values: dict[str, Any]) -> None:
     if (network == "mlp") != (len(channels) == 0):
         allowed = "(), an mlp has no convolutions" if network == "mlp" else f"one block or more, in a {network}"
         raise ConfigError(f"config.network.channels: got {channels!r}; allowed: {allowed}")
-    if ALGORITHMS[values["algorithm"]].feedback_rule is None:
-        return
+    algorithm = ALGORITHMS[values["algorithm"]]
+    if values["feedback.init"] == "symmetric" and algorithm.paths != "consecutive":
+        raise ConfigError(
+            f"config.feedback.init: got 'symmetric'; allowed: random, the direct feedback of {values['algorithm']} "
+            "has no forward weights to start from"
+        )
     blocks = len(channels) + len(values["network.hidden"]) + 1
-    for key in ("feedback.iterations", "feedback.noise_scale", "feedback.learning_rate", "feedback.batch_share"):
-        may_be_empty = key == "feedback.batch_share"
-        if len(values[key]) != blocks - 1 and not (may_be_empty and len(values[key]) == 0):
-            raise ConfigError(
-                f"config.{key}: got {values[key]!r}, {len(values[key])} values; allowed: {blocks - 1} values, "
-                f"for blocks 2 to {blocks} of the {blocks} blocks of {network}{', or none' if may_be_empty else ''}"
-            )
+    for first, keys in FOR_BLOCKS.items():
+        wanted = blocks + 1 - first
+        for key in keys:
+            # Where feedback isn't learned it doesn't matter how.
+            learned = first == 1 or algorithm.feedback_rule
+            if learned and len(values[key]) not in (1, wanted):
+                raise ConfigError(
+                    f"config.{key}: got {values[key]!r}, {len(values[key])} values; allowed: {wanted} values, for "
+                    f"blocks {first} to {blocks} of the {blocks} blocks of {network}, or one for all of them"
+                )

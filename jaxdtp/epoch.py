@@ -1,24 +1,29 @@
 """Whole epochs on the device: shuffling, augmentation, normalisation, training steps and evaluation."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdtp import networks
-from jaxdtp.alignment import gradient_matching, jacobian_matching
+from jaxdtp.alignment import gauss_newton_targets, jacobian_matching, match, target_matching
 from jaxdtp.data import Split
 from jaxdtp.networks import Network, NetworkParameters
 from jaxdtp.step import (
     Metrics,
     Settings,
     TrainState,
+    all_targets,
+    backprop_gradients,
     classification_metrics,
     init_state,
     train_all_feedback,
-    train_step,
 )
+from jaxdtp.targets import local_gradients
+
+GAUSS_NEWTON_DAMPING = 1e-4  # in units of J J^T
 
 
 class Preprocessing(NamedTuple):
@@ -37,9 +42,9 @@ class Preprocessing(NamedTuple):
 
 
 def normalise(preprocessing: Preprocessing, images: jax.Array) -> jax.Array:
-    """(images / 255 - mean) / std as float32; images uint8 [batch, height, width, channels]."""
+    """(images / 255 - mean) / std; images uint8 [batch, height, width, channels]."""
     mean, std = jnp.array(preprocessing.mean), jnp.array(preprocessing.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (images.astype(float) / 255 - mean) / std
 
 
 def augment(preprocessing: Preprocessing, images: jax.Array, key: jax.Array) -> jax.Array:
@@ -59,17 +64,18 @@ def augment(preprocessing: Preprocessing, images: jax.Array, key: jax.Array) -> 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("network", "settings", "preprocessing", "batch_size"),
+    static_argnames=("step", "network", "settings", "preprocessing", "batch_size"),
     donate_argnames=("state", "totals"),
 )
 def train_steps(
+    step: Callable[..., tuple[TrainState, Metrics]],
     network: Network,
     settings: Settings,
     preprocessing: Preprocessing,
     batch_size: int,
     data: Split,
     key: jax.Array,
-    epoch: int,
+    round: int,
     state: TrainState,
     totals: Metrics,
     first: int,
@@ -78,27 +84,28 @@ def train_steps(
     """Up to `count` training steps in one call, which stops early after a step with metrics that aren't finite.
 
     Args:
+        step: `train_step` or `feedback_step`.
         network, settings, preprocessing, batch_size: what stays fixed.
         data: the training split, on the device.
-        key: of all training randomness; folded with the epoch for the order, with the step for augmentation and noise.
-        epoch: number of the epoch, which decides the order of the examples.
+        key: of all training randomness; folded with the round for the order, with the step for augmentation and noise.
+        round: number of the pass through the data, which decides the order of the examples.
         state: before the steps; donated.
-        totals: step metrics summed so far in this epoch, at first `zero_metrics`; donated.
-        first: number of the first of these steps within the epoch.
+        totals: step metrics summed so far in this round, at first `zero_metrics`; donated.
+        first: number of the first of these steps within the round.
         count: how many steps.
 
     Returns:
-        The state, the metrics summed over the epoch so far, and the number of steps that this call has done.
+        The state, the metrics summed over the round so far, and the number of steps that this call has done.
     """
     order_key, step_key = jax.random.split(key)
-    order = jax.random.permutation(jax.random.fold_in(order_key, epoch), len(data.labels))
+    order = jax.random.permutation(jax.random.fold_in(order_key, round), len(data.labels))
 
     def run(carry):
         state, totals, done = carry
         chosen = jax.lax.dynamic_slice_in_dim(order, (first + done) * batch_size, batch_size)
         augment_key, noise_key = jax.random.split(jax.random.fold_in(step_key, state.step))
         images = normalise(preprocessing, augment(preprocessing, data.images[chosen], augment_key))
-        state, metrics = train_step(network, settings, state, images, data.labels[chosen], noise_key)
+        state, metrics = step(network, settings, state, images, data.labels[chosen], noise_key)
         return state, jax.tree.map(jnp.add, totals, metrics), done + 1
 
     def healthy(carry):
@@ -109,13 +116,12 @@ def train_steps(
     return jax.lax.while_loop(healthy, run, (state, totals, jnp.zeros((), jnp.int32)))
 
 
-def zero_metrics(network: Network, settings: Settings) -> Metrics:
-    """Step metrics to start an epoch's sums from."""
+def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Network, settings: Settings) -> Metrics:
+    """Metrics of `step` to start a round's sums from."""
     state = jax.eval_shape(functools.partial(init_state, network, settings), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *network[0].input_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *network[0].input_shape), jnp.zeros(()).dtype)
     labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-    step = functools.partial(train_step, network, settings)
-    _, metrics = jax.eval_shape(step, state, images, labels, jax.random.key(0))
+    _, metrics = jax.eval_shape(functools.partial(step, network, settings), state, images, labels, jax.random.key(0))
     return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), metrics)
 
 
@@ -137,7 +143,7 @@ def evaluate(
     def batch_metrics(first):
         # The last batch is filled up with copies of the last example, which count nothing.
         index = first + jnp.arange(batch_size)
-        weights = (index < examples).astype(jnp.float32)
+        weights = (index < examples).astype(float)
         chosen = jnp.minimum(index, examples - 1)
         logits = networks.logits(network, params, normalise(preprocessing, data.images[chosen]))
         metrics = classification_metrics(logits, data.labels[chosen], weights)
@@ -147,50 +153,64 @@ def evaluate(
     return jax.tree.map(lambda values: jnp.sum(values) / examples, sums)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "settings", "preprocessing", "batch_size", "probes"))
+@functools.partial(
+    jax.jit, static_argnames=("network", "settings", "preprocessing", "batch_size", "probes", "gauss_newton")
+)
 def measure_alignment(
     network: Network,
     settings: Settings,
     preprocessing: Preprocessing,
     batch_size: int,
     probes: int,
+    gauss_newton: bool,
     state: TrainState,
     data: Split,
     key: jax.Array,
 ) -> Metrics:
     """Jacobian and gradient matching in a step on the first batch of a split, as `alignment` measures them.
 
-    Feedback weights are trained on the batch first, as the step does it, and thrown away afterwards.
+    Where the rule says so, feedback weights are trained on the batch first, and thrown away afterwards.
 
     Args:
         network, settings, state: as in `train_step`; the rule has targets.
         preprocessing: only its normalisation is used.
         batch_size: examples in the batch.
         probes: for each example.
+        gauss_newton: whether to compare targets with those of Gauss-Newton, which takes one vjp for each class.
         data: uint8 images and labels.
         key: of noise and probes.
 
     Returns:
         By block name 'jacobian_angle' (degrees) and 'jacobian_error' (relative) of blocks 2..N, 'update_angle',
-        'bias_update_angle' (degrees) and 'update_distance' (relative) of all blocks.
+        'bias_update_angle' (degrees), 'update_distance' (relative) and, if asked for, 'gauss_newton_angle' (degrees,
+        of the change that a target asks for to that of the damped Gauss-Newton target) of all blocks.
     """
     images, labels = normalise(preprocessing, data.images[:batch_size]), data.labels[:batch_size]
     noise_key, probe_key = jax.random.split(key)
     passes = networks.forward_passes(network, state.forward, images)
-    feedback, _, _ = train_all_feedback(network, settings, state, passes, noise_key)
+    feedback = state.feedback
+    if not settings.algorithm.simultaneous:
+        feedback, _, _ = train_all_feedback(settings, state, passes, noise_key)
     jacobians = {
-        block.name: jacobian_matching(
-            block, state.forward[block.name], feedback[block.name], clean.input, probe_key, probes=probes
+        path.block.name: jacobian_matching(
+            path.block, state.forward, feedback[path.block.name], clean.input, probe_key, probes=probes
         )
-        for block, clean in zip(network[1:], passes[1:], strict=True)
+        for path, clean in zip(settings.paths, passes[1:], strict=True)
     }
-    updates = gradient_matching(
-        network, settings.algorithm.target_rule, state.forward, feedback, images, labels, settings.beta
+    targets, _ = all_targets(network, settings, state.forward, feedback, passes, labels)
+    updates = jax.tree.map(
+        lambda gradient: gradient / settings.beta, local_gradients(network, state.forward, passes, targets)
     )
-    return {
+    matches = jax.tree.map(match, updates, backprop_gradients(network, state.forward, images, labels))
+    measured = {}
+    if gauss_newton:
+        references = gauss_newton_targets(network, state.forward, passes, targets[-1], GAUSS_NEWTON_DAMPING)
+        to_gauss_newton = target_matching(network, passes, targets, references)
+        measured["gauss_newton_angle"] = {name: of_block.angle for name, of_block in to_gauss_newton.items()}
+    return measured | {
         "jacobian_error": {name: error.value for name, (error, _) in jacobians.items()},
         "jacobian_angle": {name: angle.value for name, (_, angle) in jacobians.items()},
-        "update_angle": {name: match["kernel"].angle for name, match in updates.items()},
-        "bias_update_angle": {name: match["bias"].angle for name, match in updates.items()},
-        "update_distance": {name: match["kernel"].distance for name, match in updates.items()},
+        "update_angle": {name: of_block["kernel"].angle for name, of_block in matches.items()},
+        "bias_update_angle": {name: of_block["bias"].angle for name, of_block in matches.items()},
+        "update_distance": {name: of_block["kernel"].distance for name, of_block in matches.items()},
     }

@@ -2,13 +2,15 @@
 
 A feedback rule is one function
 
-    rule(block, feedback_params, forward_params, clean, noise) -> loss, gradient
+    rule(block, feedback_params, forward, clean, noise) -> loss, gradient
 
-where `clean` is the block's pass on the batch without noise, `noise` holds what is added to its input and output, and
-`gradient` is what the optimizer gets for `feedback_params`: the loss's gradient, or that gradient normalised. Losses
-are summed over features and averaged over the batch.
+where `forward` is the map that feedback is to invert, from the block's input x to (y, switches); `clean` is the block's
+pass on the batch without noise; `noise` holds what is added to its input and output; and `gradient` is what the
+optimizer gets for `feedback_params`: the loss's gradient, or that gradient normalised. Losses are summed over features
+and averaged over the batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdtp.blocks import Block, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.networks import NetworkParameters
+from jaxdtp.paths import Paths
+from jaxdtp.targets import difference_target
 
 
 class Noise(NamedTuple):
@@ -26,7 +31,7 @@ class Noise(NamedTuple):
     output: jax.Array
 
 
-FeedbackRule = Callable[[Block, Parameters, Parameters, Pass, Noise], tuple[jax.Array, Parameters]]
+FeedbackRule = Callable[[Block, Parameters, Forward, Pass, Noise], tuple[jax.Array, Parameters]]
 
 
 class FeedbackTraining(NamedTuple):
@@ -47,9 +52,7 @@ class FeedbackTraining(NamedTuple):
     examples: int | None = None
 
 
-def ldrl_loss(
-    block: Block, feedback_params: Parameters, forward_params: Parameters, clean: Pass, noise: Noise
-) -> jax.Array:
+def ldrl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise) -> jax.Array:
     """Local difference reconstruction loss (L-DRL) of Ernoult et al. 2022, without its factor 1/sigma^2.
 
         -2 e . (G(F(s + e)) - G(F(s))) + |G(F(s) + n) - G(F(s))|^2,    e = noise.input, n = noise.output,
@@ -59,34 +62,86 @@ def ldrl_loss(
     """
     x, y, switches = clean
     h_clean = block.gate(y, switches)
-    h_input = block.gate(*block.forward(forward_params, x + noise.input))
+    h_input = block.gate(*forward(x + noise.input))
     h_output = block.gate(y + noise.output, switches)
 
-    # The first term is linear in the weights: its value is their product with its gradient, which is needed anyway,
-    # and costs no projection of its own.
-    _, transpose = jax.vjp(lambda params: feedback_difference(block, params, h_input, h_clean), feedback_params)
-    (correlation,) = transpose(noise.input)
-    reconstruction = optax.tree.vdot(feedback_params, correlation)
+    difference, transpose = jax.vjp(
+        lambda params: feedback_difference(block, params, h_input, h_clean), feedback_params
+    )
+    if block.squash:
+        reconstruction = jnp.vdot(noise.input, difference)
+    else:
+        # Linear in the weights: its value is their product with its gradient, which is needed anyway, and costs no
+        # projection of its own.
+        (correlation,) = transpose(noise.input)
+        reconstruction = optax.tree.vdot(feedback_params, correlation)
     size = jnp.sum(feedback_difference(block, feedback_params, h_output, h_clean) ** 2)
     return (size - 2 * reconstruction) / len(x)
 
 
 def reconstruction_loss(
-    block: Block, feedback_params: Parameters, forward_params: Parameters, clean: Pass, noise: Noise
+    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise
 ) -> jax.Array:
     """Denoising reconstruction of the noisy input, |s + e - G(F(s + e))|^2 with e = noise.input (Lee et al. 2015)."""
     noisy = clean.input + noise.input
-    reconstructed = feedback(block, feedback_params, *block.forward(forward_params, noisy))
+    reconstructed = feedback(block, feedback_params, *forward(noisy))
     return jnp.sum((noisy - reconstructed) ** 2) / len(noisy)
 
 
-def descend(loss: Callable[[Block, Parameters, Parameters, Pass, Noise], jax.Array]) -> FeedbackRule:
-    """The rule that follows the gradient of `loss(block, feedback_params, forward_params, clean, noise)`."""
+def drl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise) -> jax.Array:
+    """Difference reconstruction loss (DRL) of Meulemans et al. 2020, without its factor 1/sigma^2.
+
+        |G(F(s + e)) - G(F(s)) - e|^2,    e = noise.input
+
+    is how far the difference target that G makes of F(s + e) is from s + e. For sigma -> 0 G becomes the pseudo-inverse
+    of F's Jacobian, so that targets are those of Gauss-Newton. F is all from s to the network's output: by way of
+    direct feedback, or there and back (`there_and_back`).
+    """
+    h_input = block.gate(*forward(clean.input + noise.input))
+    difference = feedback_difference(block, feedback_params, h_input, block.gate(clean.output, clean.switches))
+    return jnp.sum((difference - noise.input) ** 2) / len(noise.input)
+
+
+def along_path(
+    paths: Paths, index: int, forward: NetworkParameters, feedback: NetworkParameters, clean: list[Pass]
+) -> Forward:
+    """The map that a path's feedback is to invert: the network's, from the path's end to its source.
+
+    Args:
+        paths: all feedback paths.
+        index: of this one.
+        forward, feedback: parameters of all blocks and all paths.
+        clean: passes along all paths.
+    """
+    del feedback, clean
+    return functools.partial(paths[index].block.forward, forward)
+
+
+def there_and_back(
+    paths: Paths, index: int, forward: NetworkParameters, feedback: NetworkParameters, clean: list[Pass]
+) -> Forward:
+    """As `along_path`, but up to the network's output and, by difference targets, down again to the path's source.
+
+    What DRL is about where feedback is consecutive (Meulemans et al. 2020: DTPDRL); without noise it is F(s).
+    """
+
+    def up_and_down(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        for path in paths[index:]:
+            x, _ = path.block.forward(forward, x)
+        for path, of_path in zip(paths[:index:-1], clean[:index:-1], strict=True):
+            x = difference_target(path.block, feedback[path.block.name], path.block.forward, of_path, x)[0]
+        return x, clean[index].switches
+
+    return up_and_down
+
+
+def descend(loss: Callable[[Block, Parameters, Forward, Pass, Noise], jax.Array]) -> FeedbackRule:
+    """The rule that follows the gradient of `loss(block, feedback_params, forward, clean, noise)`."""
     return jax.value_and_grad(loss, argnums=1)
 
 
 def match_jacobian(
-    block: Block, feedback_params: Parameters, forward_params: Parameters, clean: Pass, noise: Noise
+    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise
 ) -> tuple[jax.Array, Parameters]:
     """L-DRL for sigma -> 0, without its noise at the optimum, and with a step that needs no learning rate.
 
@@ -111,10 +166,10 @@ def match_jacobian(
     gate = lambda y: block.gate(y, switches)  # noqa: E731
 
     def transposed_product(params):
-        _, to_y = jax.vjp(lambda y: block.project(params, gate(y)), y)
+        _, to_y = jax.vjp(lambda y: feedback(block, params, y, switches), y)
         return to_y(noise.input)[0]
 
-    _, forward_product = jax.jvp(lambda x: block.forward(forward_params, x)[0], (x,), (noise.input,))
+    _, forward_product = jax.jvp(lambda x: forward(x)[0], (x,), (noise.input,))
     feedback_product, to_params = jax.vjp(transposed_product, feedback_params)
     residual = forward_product - feedback_product
     (descent,) = to_params(residual)
@@ -150,12 +205,12 @@ def feedback_update(
     block: Block,
     feedback_params: Parameters,
     optimizer_state: optax.OptState,
-    forward_params: Parameters,
+    forward: Forward,
     clean: Pass,
     noise: Noise,
 ) -> tuple[Parameters, optax.OptState, jax.Array]:
     """One update of a block's feedback weights; returns them, the optimizer's state and the loss before the update."""
-    value, gradient = rule(block, feedback_params, forward_params, clean, noise)
+    value, gradient = rule(block, feedback_params, forward, clean, noise)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, feedback_params)
     return optax.apply_updates(feedback_params, updates), optimizer_state, value
 
@@ -166,26 +221,27 @@ def train_feedback(
     block: Block,
     feedback_params: Parameters,
     optimizer_state: optax.OptState,
-    forward_params: Parameters,
+    forward: Forward,
     clean: Pass,
     key: jax.Array,
 ) -> tuple[Parameters, optax.OptState, jax.Array]:
-    """All updates of a block's feedback weights on one batch.
+    """All updates of a block's feedback weights on one batch, `examples_of` which `clean` has been cut to.
 
     Returns the weights, the optimizer's state and the loss averaged over the iterations.
     """
-    clean = jax.tree.map(lambda values: values[: training.examples], clean)
-    # Averaging over noise samples is averaging over a batch in which every example stands that many times.
-    clean = jax.tree.map(lambda values: jnp.repeat(values, training.noise_samples, axis=0), clean)
 
     def iterate(index, carry):
         params, state, total = carry
         noise = draw_noise(jax.random.fold_in(key, index), training.noise_scale, clean)
-        params, state, value = feedback_update(
-            rule, training.optimizer, block, params, state, forward_params, clean, noise
-        )
+        params, state, value = feedback_update(rule, training.optimizer, block, params, state, forward, clean, noise)
         return params, state, total + value
 
     start = (feedback_params, optimizer_state, jnp.zeros((), clean.input.dtype))
     params, state, total = jax.lax.fori_loop(0, training.iterations, iterate, start)
     return params, state, total / training.iterations
+
+
+def examples_of(training: FeedbackTraining, passes: list[Pass]) -> list[Pass]:
+    """Passes of the examples that take part, each as often as there are noise samples: averaging over samples is
+    averaging over a batch in which every example stands that many times."""
+    return jax.tree.map(lambda values: jnp.repeat(values[: training.examples], training.noise_samples, axis=0), passes)

@@ -1,9 +1,8 @@
 """Networks as sequences of blocks, and what is done with a whole network: initialise, run forward, classify."""
 
 import jax
-import jax.numpy as jnp
 
-from jaxdtp.blocks import Activation, Block, Parameters, Pass, conv_block, dense_block
+from jaxdtp.blocks import ELU, Block, Parameters, Pass, Units, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
@@ -13,14 +12,10 @@ NetworkParameters = dict[str, Parameters]
 
 
 def mlp(
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    hidden: tuple[int, ...] = (256, 256),
-    feedback_activation: Activation = jax.nn.elu,
+    input_shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...] = (256, 256), units: Units = ELU
 ) -> Network:
-    """Dense ELU blocks of `hidden` features and a linear block."""
-    return _classifier((), input_shape, num_classes, hidden, feedback_activation)
+    """Dense blocks of `hidden` features and a linear block."""
+    return _classifier((), input_shape, num_classes, hidden, units)
 
 
 def lenet(
@@ -29,13 +24,12 @@ def lenet(
     *,
     channels: tuple[int, ...] = (32, 64),
     hidden: tuple[int, ...] = (512,),
-    feedback_activation: Activation = jax.nn.elu,
     shared_maxima: str = "last",
+    units: Units = ELU,
 ) -> Network:
-    """Blocks of 5x5 convolution, ELU and 3x3/2 max-pooling, then dense blocks (Ernoult et al. 2022: 32-64-512)."""
+    """Blocks of 5x5 convolution and 3x3/2 max-pooling, then dense blocks (Ernoult et al. 2022: 32-64-512)."""
     geometry = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1, "shared_maxima": shared_maxima}
-    convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
-    return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
+    return _classifier(_convolutions(input_shape, channels, geometry, units), input_shape, num_classes, hidden, units)
 
 
 def vgg(
@@ -44,30 +38,19 @@ def vgg(
     *,
     channels: tuple[int, ...] = (128, 128, 256, 256, 512),
     hidden: tuple[int, ...] = (),
-    feedback_activation: Activation = jax.nn.elu,
     shared_maxima: str = "last",
+    units: Units = ELU,
 ) -> Network:
-    """Blocks of 3x3 convolution, ELU and 2x2/2 max-pooling, then dense blocks (Ernoult et al. 2022:
-    128-128-256-256-512 and one linear block)."""
+    """Blocks of 3x3 convolution and 2x2/2 max-pooling, then dense blocks (Ernoult et al. 2022: 128-128-256-256-512 and
+    one linear block)."""
     geometry = {"kernel_size": 3, "window": 2, "stride": 2, "padding": 0, "shared_maxima": shared_maxima}
-    convolutions = _convolutions(input_shape, channels, geometry, feedback_activation)
-    return _classifier(convolutions, input_shape, num_classes, hidden, feedback_activation)
+    return _classifier(_convolutions(input_shape, channels, geometry, units), input_shape, num_classes, hidden, units)
 
 
-def init(network: Network, key: jax.Array, *, symmetric: bool = False) -> tuple[NetworkParameters, NetworkParameters]:
-    """Forward and feedback parameters of every block, by block name.
-
-    The first block has no feedback parameters: nothing is ever sent to the input. With `symmetric`, feedback kernels
-    start as the transposed forward kernels, which are the same arrays in our layout.
-    """
-    forward, feedback = {}, {}
-    for block, block_key in zip(network, jax.random.split(key, len(network)), strict=True):
-        forward[block.name], feedback[block.name] = block.init(block_key)
-        if symmetric:
-            # A copy: the train step donates its state, and one buffer cannot be donated twice.
-            feedback[block.name]["kernel"] = jnp.copy(forward[block.name]["kernel"])
-    del feedback[network[0].name]
-    return forward, feedback
+def init(network: Network, key: jax.Array) -> NetworkParameters:
+    """Forward parameters of every block, by block name."""
+    keys = jax.random.split(key, len(network))
+    return {block.name: block.init(block_key)[0] for block, block_key in zip(network, keys, strict=True)}
 
 
 def forward_passes(network: Network, params: NetworkParameters, x: jax.Array) -> list[Pass]:
@@ -85,26 +68,21 @@ def logits(network: Network, params: NetworkParameters, x: jax.Array) -> jax.Arr
     return forward_passes(network, params, x)[-1].output
 
 
-def _convolutions(input_shape, channels, geometry: dict, feedback_activation: Activation) -> Network:
+def _convolutions(input_shape, channels, geometry: dict, units: Units) -> Network:
     blocks = []
     for index, out_channels in enumerate(channels):
-        blocks.append(
-            conv_block(f"conv_{index}", input_shape, out_channels, feedback_activation=feedback_activation, **geometry)
-        )
+        blocks.append(conv_block(f"conv_{index}", input_shape, out_channels, units=units, **geometry))
         input_shape = blocks[-1].output_shape
     return tuple(blocks)
 
 
-def _classifier(
-    blocks: Network, input_shape, num_classes: int, hidden: tuple[int, ...], feedback_activation: Activation
-) -> Network:
-    """Dense blocks on top of `blocks`: `hidden` with ELU, then one linear block with `num_classes` outputs."""
+def _classifier(blocks: Network, input_shape, num_classes: int, hidden: tuple[int, ...], units: Units) -> Network:
+    """Dense blocks on top of `blocks`: `hidden` with activation, then one linear block with `num_classes` outputs."""
     shape = blocks[-1].output_shape if blocks else tuple(input_shape)
     sizes = (*hidden, num_classes)
     names = [f"fc{index}" for index in range(1, len(sizes) + 1)] if hidden else ["fc"]
     for name, size in zip(names, sizes, strict=True):
-        activation = name != names[-1]
-        blocks += (dense_block(name, shape, size, activation=activation, feedback_activation=feedback_activation),)
+        blocks += (dense_block(name, shape, size, activation=name != names[-1], units=units),)
         shape = (size,)
     return blocks
 

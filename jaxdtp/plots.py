@@ -15,7 +15,7 @@ _COLOURS = plt.get_cmap("tab10").colors
 
 def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
     """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses,
-    the angles between forward and feedback weights and those that were measured of Jacobians and updates, all over
+    the angles between forward and feedback weights and what was measured of Jacobians, updates and targets, all over
     epochs. Returns their paths."""
     directory = workdir / "plots"
     directory.mkdir(exist_ok=True)
@@ -28,6 +28,10 @@ def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
         "jacobian_angles": _blocks(
             records, "jacobian_angle", "angle of feedback to\ntransposed forward Jacobian (degrees)"
         ),
+        "gauss_newton_angles": _blocks(
+            records, "gauss_newton_angle", "angle of targets' changes to\nthose of Gauss-Newton (degrees)"
+        ),
+        "target_contraction": _blocks(records, "target_contraction", "factor between steps\nof the inverse iterations"),
     }
     paths = []
     for name, figure in figures.items():

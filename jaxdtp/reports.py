@@ -36,6 +36,17 @@ def console_line(record: Record) -> str:
     return " ".join(f"{cell:>10}" for cell in cells) + "  " + " ".join(angles)
 
 
+def target_warnings(record: Record) -> list[str]:
+    """A line for each block whose inverse iterations (`jaxdtp.inverse`) don't converge."""
+    contraction, stopped = of_blocks(record, "target_contraction"), of_blocks(record, "target_diverged")
+    return [
+        f"  the inverse iterations of block {block} don't converge: steps grow by a factor of {factor:.2f}, "
+        f"{stopped[block]:.0%} of the examples were stopped"
+        for block, factor in contraction.items()
+        if factor >= 1
+    ]
+
+
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> Record:
     """Numbers by name: `prefix` + metric, or metric/block for the metrics that come by block."""
     flat = {}

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdtp import networks
+from jaxdtp import networks, paths
 from jaxdtp.algorithms import Algorithm
 from jaxdtp.blocks import Pass
-from jaxdtp.feedback import FeedbackTraining, train_feedback
+from jaxdtp.feedback import FeedbackTraining, examples_of, train_feedback
+from jaxdtp.inverse import scale_by_influence
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.paths import Paths, along_paths
 from jaxdtp.targets import local_gradients, output_target, propagate_targets
 
 Metrics = dict
@@ -22,17 +24,21 @@ class Settings(NamedTuple):
 
     Attributes:
         algorithm: the learning rule.
+        paths: of the feedback into blocks 2..N, as from `paths.consecutive(network)`; () without feedback.
         beta: size of the output target's step.
         forward_optimizer: of all forward parameters together.
-        feedback: how the feedback weights of blocks 2..N are trained, in this order.
+        feedback: how the feedback weights of each path are trained; () where the rule never trains them.
         symmetric_init: whether feedback weights start as the transposed forward weights.
+        scale_by_influence: whether `inverse.scale_by_influence` is applied to the targets.
     """
 
     algorithm: Algorithm
+    paths: Paths
     beta: float
     forward_optimizer: optax.GradientTransformation
-    feedback: tuple[FeedbackTraining, ...]
+    feedback: tuple[FeedbackTraining, ...] = ()
     symmetric_init: bool = False
+    scale_by_influence: bool = False
 
 
 @flax.struct.dataclass
@@ -47,18 +53,18 @@ class TrainState:
 
 
 def init_state(network: Network, settings: Settings, key: jax.Array) -> TrainState:
-    """Fresh parameters and optimizer states; backpropagation has no feedback parameters.
+    """Fresh parameters and optimizer states.
 
     Raises:
-        ValueError: `settings.feedback` isn't one entry for each of the blocks 2..N.
+        ValueError: `settings.feedback` isn't one entry for each path that the rule trains.
     """
-    forward, feedback = networks.init(network, key, symmetric=settings.symmetric_init)
-    if settings.algorithm.target_rule is None:
-        feedback = {}
-    elif len(settings.feedback) != len(feedback):
+    forward = networks.init(network, key)
+    feedback = paths.init(settings.paths, key, like=forward if settings.symmetric_init else None)
+    trained = list(feedback) if settings.algorithm.feedback_rule else []
+    if len(settings.feedback) != len(trained):
         raise ValueError(
-            f"settings.feedback: got {len(settings.feedback)} entries; allowed: {len(feedback)}, one for each of the "
-            f"blocks {', '.join(feedback)}"
+            f"settings.feedback: got {len(settings.feedback)} entries; allowed: {len(trained)}, one for each of the "
+            f"blocks {', '.join(trained)}"
         )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -66,8 +72,8 @@ def init_state(network: Network, settings: Settings, key: jax.Array) -> TrainSta
         feedback=feedback,
         forward_optimizer=settings.forward_optimizer.init(forward),
         feedback_optimizer={
-            name: training.optimizer.init(params)
-            for (name, params), training in zip(feedback.items(), settings.feedback, strict=False)
+            name: training.optimizer.init(feedback[name])
+            for name, training in zip(trained, settings.feedback, strict=True)
         },
     )
 
@@ -78,8 +84,8 @@ def train_step(
     """One step on one batch.
 
     The clean forward pass; feedback training of every block on its clean activations; targets with the trained feedback
-    weights; one forward update with the local gradients (or, for backpropagation, with the loss gradient), which the
-    feedback weights take too where the rule says so.
+    weights, or with those from before the batch; one forward update with the local gradients (or, for backpropagation,
+    with the loss gradient), which the feedback weights take too where the rule says so.
 
     Args:
         network: the blocks.
@@ -91,25 +97,24 @@ def train_step(
 
     Returns:
         The new state, and metrics of the state before it: 'loss' (mean cross-entropy, nats), 'top1' and, above 10
-        classes, 'top5' (shares of the batch), and by block name 'activation' (root mean square of the output) and
-        'feedback_loss' (mean over the iterations).
+        classes, 'top5' (shares of the batch), by block name 'activation' (root mean square of the output) and
+        'feedback_loss' (mean over the iterations), and whatever the target rule measures.
     """
+    algorithm = settings.algorithm
     passes = networks.forward_passes(network, state.forward, images)
-    metrics = classification_metrics(passes[-1].output, labels)
-    metrics["activation"] = {
-        block.name: jnp.sqrt(jnp.mean(clean.output**2)) for block, clean in zip(network, passes, strict=True)
-    }
-    feedback, feedback_optimizer, metrics["feedback_loss"] = train_all_feedback(network, settings, state, passes, key)
+    feedback, feedback_optimizer, losses = train_all_feedback(settings, state, passes, key)
+    metrics = pass_metrics(network, passes, labels) | {"feedback_loss": losses}
 
-    if settings.algorithm.target_rule is None:
+    if algorithm.target_rule is None:
         gradients = backprop_gradients(network, state.forward, images, labels)
     else:
-        target = output_target(passes[-1].output, labels, settings.beta)
-        targets = propagate_targets(settings.algorithm.target_rule, network, feedback, passes, target)
+        feeding_back = state.feedback if algorithm.simultaneous else feedback
+        targets, measured = all_targets(network, settings, state.forward, feeding_back, passes, labels)
         gradients = local_gradients(network, state.forward, passes, targets)
+        metrics |= measured
 
     updates, forward_optimizer = settings.forward_optimizer.update(gradients, state.forward_optimizer, state.forward)
-    if settings.algorithm.shared_update:
+    if algorithm.shared_update:
         feedback = {
             name: params | {"kernel": params["kernel"] + updates[name]["kernel"]} for name, params in feedback.items()
         }
@@ -122,30 +127,58 @@ def train_step(
     ), metrics
 
 
+def feedback_step(
+    network: Network, settings: Settings, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """A step in which only the feedback weights learn; as `train_step`, without what the target rule measures."""
+    passes = networks.forward_passes(network, state.forward, images)
+    feedback, feedback_optimizer, losses = train_all_feedback(settings, state, passes, key)
+    state = state.replace(step=state.step + 1, feedback=feedback, feedback_optimizer=feedback_optimizer)
+    return state, pass_metrics(network, passes, labels) | {"feedback_loss": losses}
+
+
+def all_targets(
+    network: Network,
+    settings: Settings,
+    forward: NetworkParameters,
+    feedback: NetworkParameters,
+    passes: list[Pass],
+    labels: jax.Array,
+) -> tuple[list[jax.Array], Metrics]:
+    """Targets of all blocks on a batch, and what the target rule measures, by name and block name."""
+    target = output_target(passes[-1].output, labels, settings.beta)
+    rule = settings.algorithm.target_rule
+    targets, measured = propagate_targets(rule, settings.paths, forward, feedback, passes, target)
+    if settings.scale_by_influence:
+        targets, measured["influence"] = scale_by_influence(network, forward, passes, targets)
+    return targets, measured
+
+
 def train_all_feedback(
-    network: Network, settings: Settings, state: TrainState, passes: list[Pass], key: jax.Array
+    settings: Settings, state: TrainState, passes: list[Pass], key: jax.Array
 ) -> tuple[NetworkParameters, dict[str, optax.OptState], dict[str, jax.Array]]:
-    """Feedback parameters, optimizer states and mean losses of blocks 2..N after this batch, each by block name.
+    """Feedback parameters, optimizer states and mean losses of all paths after this batch, each by block name.
 
     Args:
-        network, settings, state: as in `train_step`.
+        settings, state: as in `train_step`.
         passes: as from `networks.forward_passes`.
         key: of the noise.
     """
-    rule = settings.algorithm.feedback_rule
-    if rule is None:
+    algorithm = settings.algorithm
+    if algorithm.feedback_rule is None:
         return state.feedback, state.feedback_optimizer, {}
     params, optimizer_states, losses = {}, {}, {}
-    for index, (block, training, clean) in enumerate(zip(network[1:], settings.feedback, passes[1:], strict=True)):
-        name = block.name
+    for index, (path, training) in enumerate(zip(settings.paths, settings.feedback, strict=True)):
+        name = path.block.name
+        clean = along_paths(settings.paths, examples_of(training, passes))
         params[name], optimizer_states[name], losses[name] = train_feedback(
-            rule,
+            algorithm.feedback_rule,
             training,
-            block,
+            path.block,
             state.feedback[name],
             state.feedback_optimizer[name],
-            state.forward[name],
-            clean,
+            algorithm.forward_map(settings.paths, index, state.forward, state.feedback, clean),
+            clean[index],
             jax.random.fold_in(key, index),
         )
     return params, optimizer_states, losses
@@ -160,6 +193,14 @@ def backprop_gradients(
         return jnp.mean(cross_entropy(networks.logits(network, params, images), labels))
 
     return jax.grad(loss)(params)
+
+
+def pass_metrics(network: Network, passes: list[Pass], labels: jax.Array) -> Metrics:
+    """`classification_metrics` of a batch's forward pass, and 'activation': each block's root mean square output."""
+    activations = {
+        block.name: jnp.sqrt(jnp.mean(clean.output**2)) for block, clean in zip(network, passes, strict=True)
+    }
+    return classification_metrics(passes[-1].output, labels) | {"activation": activations}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,36 +1,50 @@
 """Targets for every block, and the local forward gradients that pull each block's output towards its target.
 
-A target rule is one function `rule(block, feedback_params, clean, target)` from the target of a block's output to the
-target of its input, both [batch, ...]; `clean` is the block's pass on the batch.
+A target rule is one function
+
+    rule(block, feedback_params, forward, clean, target) -> target of the block's input, measurements
+
+from the target of a block's output, both [batch, ...]; `forward` is the block's forward map, `clean` its pass on the
+batch, and the measurements are numbers by name that are logged for each block.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.blocks import Block, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.paths import Paths, along_paths
 
-TargetRule = Callable[[Block, Parameters, Pass, jax.Array], jax.Array]
+Measurements = dict[str, jax.Array]
+
+TargetRule = Callable[[Block, Parameters, Forward, Pass, jax.Array], tuple[jax.Array, Measurements]]
 
 
-def difference_target(block: Block, feedback_params: Parameters, clean: Pass, target: jax.Array) -> jax.Array:
+def difference_target(
+    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
+) -> tuple[jax.Array, Measurements]:
     """t[n-1] = s[n-1] + G_n(t[n]) - G_n(s[n]): difference target propagation (Lee et al. 2015)."""
     h_target, h_clean = block.gate(target, clean.switches), block.gate(clean.output, clean.switches)
-    return clean.input + feedback_difference(block, feedback_params, h_target, h_clean)
+    return clean.input + feedback_difference(block, feedback_params, h_target, h_clean), {}
 
 
-def first_order_target(block: Block, feedback_params: Parameters, clean: Pass, target: jax.Array) -> jax.Array:
+def first_order_target(
+    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
+) -> tuple[jax.Array, Measurements]:
     """t[n-1] = s[n-1] + J_G (t[n] - s[n]): the difference target for small steps, whatever their size."""
     x, y, switches = clean
-    _, h = jax.jvp(lambda y: block.gate(y, switches), (y,), (target - y,))
-    return x + feedback_difference(block, feedback_params, h, jnp.zeros_like(h))
+    _, change = jax.jvp(lambda y: feedback(block, feedback_params, y, switches), (y,), (target - y,))
+    return x + change, {}
 
 
-def plain_target(block: Block, feedback_params: Parameters, clean: Pass, target: jax.Array) -> jax.Array:
+def plain_target(
+    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
+) -> tuple[jax.Array, Measurements]:
     """t[n-1] = G_n(t[n]): target propagation without the difference correction."""
-    return feedback(block, feedback_params, target, clean.switches)
+    return feedback(block, feedback_params, target, clean.switches), {}
 
 
 def output_target(logits: jax.Array, labels: jax.Array, beta: float) -> jax.Array:
@@ -45,13 +59,35 @@ def output_target(logits: jax.Array, labels: jax.Array, beta: float) -> jax.Arra
 
 
 def propagate_targets(
-    rule: TargetRule, network: Network, feedback_params: NetworkParameters, passes: list[Pass], target: jax.Array
-) -> list[jax.Array]:
-    """Targets t[1..N] of all blocks' outputs, from the target t[N] of the last one downwards."""
-    targets = [target]
-    for block, clean in zip(network[:0:-1], passes[:0:-1], strict=True):
-        targets.insert(0, rule(block, feedback_params[block.name], clean, targets[0]))
-    return targets
+    rule: TargetRule,
+    paths: Paths,
+    forward: NetworkParameters,
+    feedback_params: NetworkParameters,
+    passes: list[Pass],
+    target: jax.Array,
+) -> tuple[list[jax.Array], dict[str, Measurements]]:
+    """Targets t[1..N] of all blocks' outputs, from the target t[N] of the last one downwards.
+
+    Args:
+        rule: the target rule.
+        paths: feedback paths into blocks 2..N.
+        forward, feedback_params: parameters.
+        passes: of all blocks, as from `networks.forward_passes`.
+        target: t[N], [batch, classes].
+
+    Returns:
+        The targets, and the rule's measurements: by name, then by block name.
+    """
+    targets, measured = [target], {}
+    for path, clean in zip(paths[::-1], along_paths(paths, passes)[::-1], strict=True):
+        block = path.block
+        of_source = targets[path.source - len(passes)]  # counted from the top
+        own_forward = functools.partial(block.forward, forward)
+        below, measurements = rule(block, feedback_params[block.name], own_forward, clean, of_source)
+        targets.insert(0, below)
+        for name, value in measurements.items():
+            measured.setdefault(name, {})[block.name] = value
+    return targets, measured
 
 
 def local_gradients(

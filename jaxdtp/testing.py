@@ -12,6 +12,7 @@ import numpy as np
 from jaxdtp import alignment
 from jaxdtp.blocks import Block, Parameters, feedback
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.paths import Paths
 from jaxdtp.targets import TargetRule, difference_target
 
 
@@ -78,6 +79,7 @@ def assert_updates_match_backprop(
     max_relative_error: float | None = None,
     beta: float = 0.01,
     target_rule: TargetRule = difference_target,
+    paths: Paths | None = None,
 ) -> None:
     """Assert that local gradients, divided by beta, are the backpropagation gradients (`alignment.gradient_matching`).
 
@@ -89,6 +91,7 @@ def assert_updates_match_backprop(
         max_relative_error: of |update / beta - gradient| / |gradient|. One of the two tolerances or both.
         beta: step size of the output target.
         target_rule: which carries targets downwards.
+        paths: of the feedback; the blocks' own feedback maps if left out.
 
     Raises:
         AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the blocks from
@@ -101,10 +104,11 @@ def assert_updates_match_backprop(
     images, labels = batch
     x = images
     for block in network:
-        x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name), x)
+        own_feedback = feedback_params.get(block.name) if paths is None else None
+        x = _assert_mirrored(block, forward[block.name], own_feedback, x)
     arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
-    matches = alignment.gradient_matching(*arguments)
+    matches = alignment.gradient_matching(*arguments, paths=paths)
     faults = [
         (block.name, name, measure)
         for block in reversed(network)
@@ -114,8 +118,8 @@ def assert_updates_match_backprop(
     ]
     if not faults:
         return
-    of_examples = alignment.gradient_matching(*arguments, per_example=True)
-    updates, gradients = alignment.updates_and_gradients(*arguments)
+    of_examples = alignment.gradient_matching(*arguments, per_example=True, paths=paths)
+    updates, gradients = alignment.updates_and_gradients(*arguments, paths=paths)
     lines = []
     for block, name, measure in faults:
         limit, unit = measures[measure]

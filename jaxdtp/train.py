@@ -13,13 +13,14 @@ from orbax.checkpoint import CheckpointManager
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxdtp import checkpoints, data, epoch, plots, reports, schedules
+from jaxdtp import checkpoints, data, epoch, optimizers, plots, reports
+from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.build import build_network, build_preprocessing, build_settings, steps_in_epoch
+from jaxdtp.build import build_network, build_preprocessing, build_settings, for_each, steps_in_epoch
 from jaxdtp.config import ConfigError, flatten
 from jaxdtp.data import Split
 from jaxdtp.networks import Network
-from jaxdtp.step import Metrics, TrainState, init_state
+from jaxdtp.step import Metrics, TrainState, feedback_step, init_state, train_step
 
 SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves
 SECONDS_PER_LINE = 30.0  # between progress lines where there is no terminal
@@ -30,18 +31,19 @@ class DivergedError(FloatingPointError):
     """An activation, a loss or a weight is no longer finite."""
 
 
-def in_matmul_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
-    """`run(config, workdir)` with all convolutions and matrix products in the configuration's precision."""
+def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
+    """`run(config, workdir)` with all numbers, and all convolutions and matrix products, in the configuration's
+    precision."""
 
     @functools.wraps(run)
     def wrapped(config, workdir):
-        with jax.default_matmul_precision(config.matmul_precision):
+        with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
             return run(config, workdir)
 
     return wrapped
 
 
-@in_matmul_precision
+@in_precision
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     """Train, going on from the latest checkpoint in `workdir`, then evaluate the best epoch on the test data.
 
@@ -59,7 +61,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     dataset = data.load(config.dataset, config.seed)
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
-    settings = build_settings(config, steps)
+    settings = build_settings(config, network, steps)
     preprocessing = build_preprocessing(config)
     claim_workdir(workdir, config)
 
@@ -78,39 +80,51 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     evaluate = functools.partial(epoch.evaluate, network, preprocessing, EVALUATION_BATCH)
     constants = (network, settings, preprocessing, config.batch_size)
     measured_every = config.alignment.every_epochs if settings.algorithm.target_rule else 0
-    zeros = epoch.zero_metrics(network, settings)
-    if last_epoch < config.num_epochs:
-        start = time.perf_counter()
-        run_steps = epoch.train_steps.lower(*constants, dataset.train, train_key, 0, state, zeros, 0, 0).compile()
+    rounds = {number: rounds_of_epoch(config, number) for number in range(last_epoch + 1, config.num_epochs + 1)}
+    start = time.perf_counter()
+    zeros, compiled = {}, {}
+    for kind in {kind: None for of_epoch in rounds.values() for kind, _ in of_epoch}:
+        zeros[kind] = epoch.zero_metrics(kind, network, settings)
+        lowered = epoch.train_steps.lower(kind, *constants, dataset.train, train_key, 0, state, zeros[kind], 0, 0)
+        compiled[kind] = lowered.compile()
+    if compiled:
         print(f"{steps} steps per epoch, compiled in {time.perf_counter() - start:.1f} s for {jax.devices()[0]}")
     print(reports.console_heading(), *map(reports.console_line, records), sep="\n", flush=True)
 
     with SummaryWriter(str(workdir / "tensorboard"), purge_step=last_epoch + 1) as writer:
-        for number in range(last_epoch + 1, config.num_epochs + 1):
-            advance = functools.partial(run_steps, dataset.train, train_key, number)
-            # The sums are donated: every epoch needs its own zeros.
-            start_totals = jax.tree.map(jnp.copy, zeros)
-            state, totals, seconds = train_epoch(advance, state, start_totals, steps, config.batch_size, number)
-            if fault := find_fault(network, state, totals):
-                good = manager.latest_step()
-                where = f"epoch {good} in {manager.directory}" if good else "none yet"
-                raise DivergedError(f"epoch {number}, step {state.step}: {fault}; last good checkpoint: {where}")
+        for number, of_epoch in rounds.items():
+            seconds = 0.0
+            for kind, round_number in of_epoch:
+                label = f"epoch {number}" if kind is train_step else f"epoch {number}, feedback alone"
+                advance = functools.partial(compiled[kind], dataset.train, train_key, round_number)
+                # The sums are donated: every round needs its own zeros.
+                start_totals = jax.tree.map(jnp.copy, zeros[kind])
+                state, sums, took = train_round(advance, state, start_totals, steps, config.batch_size, label)
+                if fault := find_fault(network, state, sums):
+                    good = manager.latest_step()
+                    where = f"epoch {good} in {manager.directory}" if good else "none yet"
+                    raise DivergedError(f"{label}, step {state.step}: {fault}; last good checkpoint: {where}")
+                seconds += took
+                if kind is train_step:
+                    totals = sums
 
             record = {"epoch": number, "step": int(state.step), "seconds": seconds}
             record["images_per_second"] = steps * config.batch_size / seconds
-            record |= learning_rates(config, list(state.feedback), steps, number)
+            record |= learning_rates(config, list(state.feedback_optimizer), steps, number)
             record |= reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_")
-            record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
+            if settings.algorithm.paths == "consecutive":
+                record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
             if measured_every and number % measured_every == 0:
                 key = jax.random.fold_in(measure_key, number)
-                matching = epoch.measure_alignment(*constants, config.alignment.probes, state, dataset.train, key)
+                what = (config.alignment.probes, config.alignment.gauss_newton)
+                matching = epoch.measure_alignment(*constants, *what, state, dataset.train, key)
                 record |= reports.flat_metrics(matching)
             if len(dataset.validation.labels):
                 record |= reports.flat_metrics(evaluate(state.forward, dataset.validation), "validation_")
             records.append(record)
             reports.append_record(workdir, record)
             reports.write_tensorboard(writer, record)
-            print(reports.console_line(record), flush=True)
+            print(reports.console_line(record), *reports.target_warnings(record), sep="\n", flush=True)
             if number % config.checkpoint_every_epochs == 0 or number == config.num_epochs:
                 # Without validation data the last epoch is the best.
                 checkpoints.save(manager, number, state, score=record.get("validation_top1", number))
@@ -121,7 +135,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     return summary
 
 
-@in_matmul_precision
+@in_precision
 def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     """Evaluate the best checkpoint in `workdir` on the test data.
 
@@ -133,7 +147,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     """
     dataset = data.load(config.dataset, config.seed)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
-    settings = build_settings(config, steps_in_epoch(config, dataset))
+    settings = build_settings(config, network, steps_in_epoch(config, dataset))
     manager = checkpoints.open_checkpoints(workdir) if (workdir / "checkpoints").is_dir() else None
     if manager is None or manager.latest_step() is None:
         raise ConfigError(f"--workdir: {workdir} holds no checkpoints; allowed: the workdir of a training run")
@@ -179,28 +193,43 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def train_epoch(
-    advance: Callable, state: TrainState, totals: Metrics, steps: int, batch_size: int, number: int
+def rounds_of_epoch(config: ConfigDict, number: int) -> list[tuple[Callable, int]]:
+    """The passes through the data that epoch `number` = 1, 2, ... consists of: the step of each, and its number from
+    the run's beginning."""
+    if ALGORITHMS[config.algorithm].feedback_rule is None:
+        return [(train_step, number)]
+    alone, extra = config.feedback.pretraining_epochs, config.feedback.extra_epochs
+    first = alone + (number - 1) * (1 + extra) + 1
+    before = range(1, first) if number == 1 else ()
+    after = range(first + 1, first + 1 + extra)
+    return [
+        *((feedback_step, index) for index in before),
+        (train_step, first),
+        *((feedback_step, index) for index in after),
+    ]
+
+
+def train_round(
+    advance: Callable, state: TrainState, totals: Metrics, steps: int, batch_size: int, label: str
 ) -> tuple[TrainState, Metrics, float]:
-    """One epoch in calls of about a second, with a progress bar on a terminal and now and then a line elsewhere.
+    """One pass through the data in calls of about a second, with a progress bar on a terminal and now and then a line
+    elsewhere.
 
     Args:
         advance: `advance(state, totals, first, count)`, as `epoch.train_steps` with what stays fixed filled in.
-        state: at the start of the epoch.
+        state: at the start of the round.
         totals: zero metrics.
-        steps: in the epoch.
+        steps: in the round.
         batch_size: images per step.
-        number: of the epoch.
+        label: what to call the round.
 
     Returns:
-        The state after the epoch (or after the first step that wasn't finite), the metrics summed over its steps, and
+        The state after the round (or after the first step that wasn't finite), the metrics summed over its steps, and
         the seconds it took.
     """
     start = last_line = time.perf_counter()
     done, count = 0, 1
-    with tqdm(
-        total=steps * batch_size, desc=f"epoch {number}", unit=" images", unit_scale=True, leave=False, disable=None
-    ) as bar:
+    with tqdm(total=steps * batch_size, desc=label, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
         while done < steps:
             count = min(count, steps - done)
             state, totals, ran = advance(state, totals, done, count)
@@ -215,7 +244,7 @@ def train_epoch(
             if bar.disable and now - last_line > SECONDS_PER_LINE:
                 left = tqdm.format_interval((steps - done) * seconds_per_step)
                 speed = f"{batch_size / seconds_per_step:.0f} images/s"
-                print(f"epoch {number}: step {done}/{steps}, {loss}, {speed}, {left} left", flush=True)
+                print(f"{label}: step {done}/{steps}, {loss}, {speed}, {left} left", flush=True)
                 last_line = now
             count = max(1, round(SECONDS_PER_CALL / seconds_per_step))
     return state, jax.device_get(totals), time.perf_counter() - start
@@ -237,15 +266,13 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
     return None
 
 
-def learning_rates(config: ConfigDict, feedback_blocks: list[str], steps: int, number: int) -> reports.Record:
-    """The learning rates in the last step of epoch `number` = 1, 2, ...: forward, and of each block that has feedback
-    weights."""
-    forward = schedules.learning_rate(config.forward, steps)(number * steps - 1)
-    rates = {"learning_rate": float(forward)}
+def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: int) -> reports.Record:
+    """The learning rates in the last step of epoch `number` = 1, 2, ...: forward, and of the feedback weights of the
+    blocks `trained`."""
+    rates = {"learning_rate": float(optimizers.schedule(config.forward, steps)(number * steps - 1))}
+    of_feedback = for_each(config.feedback.learning_rate, len(trained))
     return rates | {
-        f"feedback_learning_rate/{name}": rate
-        # Without feedback weights, backpropagation has no use for the rates.
-        for name, rate in zip(feedback_blocks, config.feedback.learning_rate, strict=False)
+        f"feedback_learning_rate/{name}": rate for name, rate in zip(trained, of_feedback, strict=bool(trained))
     }
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from published import FILES, Vectors
 
-from jaxdtp import alignment, networks
-from jaxdtp.blocks import conv_block, dense_block, matched_elu
+from jaxdtp import alignment, networks, paths
+from jaxdtp.blocks import Units, conv_block, dense_block, matched_elu
 from jaxdtp.config import default_config
+from jaxdtp.epoch import Preprocessing, normalise
 from jaxdtp.targets import difference_target, output_target, plain_target, propagate_targets
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
-from jaxdtp.train import in_matmul_precision
+from jaxdtp.train import in_precision
 
 BLOCKS = {
     "linear": dense_block("linear", (5,), 4, activation=False),
@@ -28,8 +29,9 @@ def block_and_batch(name, batch=3):
 
 
 def network_and_batch(activation=jax.nn.elu, classes=4, batch=6):
-    network = networks.mlp((5,), classes, hidden=(7, 6), feedback_activation=activation)
-    forward, feedback = networks.init(network, jax.random.key(0), symmetric=True)
+    network = networks.mlp((5,), classes, hidden=(7, 6), units=Units(feedback_activation=activation))
+    forward = networks.init(network, jax.random.key(0))
+    feedback = paths.init(paths.consecutive(network), jax.random.key(0), like=forward)
     images = jax.random.normal(jax.random.key(1), (batch, 5))
     return network, forward, feedback, images, jnp.arange(batch) % classes
 
@@ -98,13 +100,16 @@ LENET = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
 @pytest.mark.parametrize(
     ("block", "matches"),
     [
-        (dense_block("matched", (6,), 5, feedback_activation=matched_elu), True),
+        (dense_block("matched", (6,), 5, units=Units(feedback_activation=matched_elu)), True),
         # ELU's slope at y is not the forward slope there.
         (dense_block("elu", (6,), 5), False),
-        (conv_block("vgg", (8, 8, 2), 3, feedback_activation=matched_elu), True),
+        (conv_block("vgg", (8, 8, 2), 3, units=Units(feedback_activation=matched_elu)), True),
         # Where windows overlap and share a maximum, un-pooling keeps one value, and the gradient is their sum.
-        (conv_block("lenet", (8, 8, 2), 3, **LENET, feedback_activation=matched_elu), False),
-        (conv_block("sum", (8, 8, 2), 3, **LENET, feedback_activation=matched_elu, shared_maxima="sum"), True),
+        (conv_block("lenet", (8, 8, 2), 3, **LENET, units=Units(feedback_activation=matched_elu)), False),
+        (
+            conv_block("sum", (8, 8, 2), 3, **LENET, units=Units(feedback_activation=matched_elu), shared_maxima="sum"),
+            True,
+        ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -209,7 +214,7 @@ def test_target_rules_against_both_references():
     network, forward, feedback, images, labels = network_and_batch(matched_elu)
     passes = networks.forward_passes(network, forward, images)
     target = output_target(passes[-1].output, labels, 1e-5)
-    targets = propagate_targets(difference_target, network, feedback, passes, target)
+    targets, _ = propagate_targets(difference_target, paths.consecutive(network), forward, feedback, passes, target)
     references = (
         alignment.backprop_targets(network, forward, passes, target),
         alignment.gauss_newton_targets(network, forward, passes, target, damping=1e-6),
@@ -278,6 +283,20 @@ def test_helpers_want_a_tolerance_and_two_probes():
         alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(0), probes=1)
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_double_precision_reaches_parameters_and_images(double):
+    config = default_config()
+    config.float64 = double
+
+    @in_precision
+    def dtypes(config, workdir):
+        kernel = BLOCKS["vgg"].init(jax.random.key(0))[0]["kernel"]
+        images = normalise(Preprocessing((0.5,), (0.5,)), jnp.zeros((1, 4, 4, 1), jnp.uint8))
+        return kernel.dtype, images.dtype
+
+    assert dtypes(config, None) == ((np.float64, np.float64) if double else (np.float32, np.float32))
+
+
 def test_matmul_precision_reaches_every_product():
     block = conv_block("conv", (4, 4, 2), 3)
     forward, _ = block.init(jax.random.key(0))
@@ -286,7 +305,7 @@ def test_matmul_precision_reaches_every_product():
         config = default_config()
         config.matmul_precision = precision
 
-        @in_matmul_precision
+        @in_precision
         def trace(config, workdir):
             traced = jax.jit(block.forward).trace(forward, jnp.ones((1, 4, 4, 2)))
             return traced.lower(lowering_platforms=("cuda",)).as_text()

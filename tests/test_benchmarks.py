@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import readme, scaling, step_time, steps, timing
+from benchmarks import compare, readme, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
 from jaxdtp.build import build_network
 from jaxdtp.step import backprop_gradients
@@ -89,8 +89,39 @@ def test_scaling_describes_steps_of_every_size():
     for what, sizes in scaling.GROWTH.items():
         for size in sizes:
             for rule, module in scaling.RULES.items():
-                resized = scaling.resize(module.get_config(), scaling.BASE._replace(**{what: size}), 0.25)
+                config = steps.configure(module.get_config(), rule)
+                resized = scaling.resize(config, scaling.BASE._replace(**{what: size}), 0.25)
                 steps.configure(resized, rule)
+
+
+def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    rules = "--rules=bp,dfa"
+    command = ["compare", rules, "--seeds=1", "--epochs=1", f"--workdir={tmp_path / 'runs'}"]
+    monkeypatch.setattr("sys.argv", command)
+    compare.main()
+    result = json.loads((tmp_path / "compare_digits_mlp.json").read_text())
+    assert [row["rule"] for row in result["rows"]] == ["bp", "dfa"]
+    assert all(len(row["test_accuracies"]) == 1 and row["diverged"] == 0 for row in result["rows"])
+    assert result["rows"][0]["times_bp"] == 1.0
+    assert 0 < result["rows"][1]["gauss_newton_angle"] < 180
+    table = (tmp_path / "compare_digits_mlp.md").read_text()
+    assert "| `dfa` | " in table
+    assert (tmp_path / "compare_digits_mlp.png").read_bytes().startswith(b"\x89PNG")
+
+    # Finished runs are not trained again, and a run that diverged is counted.
+    (tmp_path / "runs" / "digits_mlp-1" / "dfa-seed0" / compare.DIVERGED).write_text("the weights became nan")
+    monkeypatch.setattr(compare, "train_and_evaluate", None)
+    compare.main()
+    assert "(1 of 1 diverged)" in capsys.readouterr().out
+
+
+def test_compare_names_a_rule_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["compare", "--rules=bp,hebb"])
+    with pytest.raises(SystemExit) as error:
+        compare.main()
+    assert error.value.code == 2
+    assert "got 'hebb'; allowed: ldrl, " in capsys.readouterr().err
 
 
 def test_the_readme_has_the_newest_tables():

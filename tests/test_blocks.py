@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdtp import networks
-from jaxdtp.blocks import conv_block, dense_block, feedback, feedback_difference, matched_elu
+from jaxdtp import networks, paths
+from jaxdtp.blocks import Units, conv_block, dense_block, feedback, feedback_difference, matched_elu
 from jaxdtp.convolution import conv, conv_transpose
 from jaxdtp.pooling import SHARED_MAXIMA, max_pool, max_unpool, pooled_size
 
@@ -173,8 +173,8 @@ def test_matched_activation_has_the_forward_slope(a):
 @settings(deadline=None, max_examples=10)
 def test_matched_feedback_with_transposed_weights_is_the_transposed_jacobian(seed):
     """J_G = J_F^T exactly, in all of ELU's range, which ELU feedback can't reach."""
-    network = networks.mlp((6,), 5, hidden=(7, 4), feedback_activation=matched_elu)
-    forward, _ = networks.init(network, jax.random.key(seed))
+    network = networks.mlp((6,), 5, hidden=(7, 4), units=Units(feedback_activation=matched_elu))
+    forward = networks.init(network, jax.random.key(seed))
     x = 3 * jax.random.normal(jax.random.key(seed + 1), (2, 6))
     for block in network:
         y, switches = block.forward(forward[block.name], x)
@@ -210,7 +210,8 @@ def test_bad_geometry_is_refused():
 def test_initialisation_is_the_published_one():
     """Uniform in +-1/sqrt(fan-in); symmetric feedback starts as the transposed forward weights."""
     network = networks.lenet((16, 16, 3), 10, channels=(8, 16), hidden=(32,))
-    forward, feedback_params = networks.init(network, jax.random.key(0))
+    forward = networks.init(network, jax.random.key(0))
+    feedback_params = paths.init(paths.consecutive(network), jax.random.key(0))
     bounds = {"conv_0": 75**-0.5, "conv_1": 200**-0.5, "fc1": 256**-0.5, "fc2": 32**-0.5}
     feedback_bounds = {"conv_1": 200**-0.5, "fc1": 32**-0.5, "fc2": 10**-0.5}
     for params, expected in ((forward, bounds), (feedback_params, feedback_bounds)):
@@ -219,6 +220,6 @@ def test_initialisation_is_the_published_one():
             largest = float(jnp.abs(params[name]["kernel"]).max())
             assert 0.97 * bound < largest <= bound
 
-    _, symmetric = networks.init(network, jax.random.key(0), symmetric=True)
+    symmetric = paths.init(paths.consecutive(network), jax.random.key(0), like=forward)
     for name, params in symmetric.items():
         np.testing.assert_array_equal(params["kernel"], forward[name]["kernel"])

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.build import build_network, build_settings
 from jaxdtp.config import RULES, ConfigError, default_config, flatten, resolve
-from jaxdtp.schedules import learning_rate
+from jaxdtp.optimizers import schedule
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -25,11 +25,12 @@ def test_every_config_resolves_for_every_algorithm(path, algorithm):
     config = load(path)
     config.algorithm = algorithm
     config = resolve(config)
-    network = build_network(config, (32, 32, 3), 10) if "digits" not in path.stem else None
-    settings = build_settings(config, steps_per_epoch=10)
-    assert settings.algorithm is ALGORITHMS[algorithm]
-    if network:
-        assert len(settings.feedback) == len(network) - 1
+    network = build_network(config, (8, 8, 1) if "digits" in path.stem else (32, 32, 3), 10)
+    settings = build_settings(config, network, steps_per_epoch=10)
+    rule, paths = ALGORITHMS[algorithm].feedback_rule, 0 if algorithm == "bp" else len(network) - 1
+    assert settings.algorithm.feedback_rule is rule
+    assert len(settings.paths) == paths
+    assert len(settings.feedback) == (paths if rule else 0)
 
 
 def test_every_default_has_a_rule():
@@ -57,14 +58,20 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("beta", float("nan"), "got nan; allowed: a number above 0"),
         ("beta", "0.5", "got '0.5'"),
         ("feedback.batch_share", (0.5, 0), "each item a number above 0, up to 1"),
-        ("feedback.batch_share", (0.5,), "allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp, or none"),
+        (
+            "feedback.batch_share",
+            (),
+            "allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp, or one for all of them",
+        ),
         ("feedback.shared_maxima", "first", "allowed: one of last, sum"),
         ("matmul_precision", "float16", "allowed: one of float32, tensorfloat32, bfloat16"),
-        ("algorithm", "backprop", "allowed: one of ldrl, ldrl_fast, dtp, tp, bp"),
+        ("algorithm", "backprop", "allowed: one of ldrl, ldrl_parallel, ldrl_fast, dtp, "),
         ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
         ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
         ("network.hidden", (8, -1), "each item a whole number of 1 or more"),
-        ("feedback.iterations", (3,), "1 values; allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp"),
+        ("feedback.iterations", (3, 3, 3), "3 values; allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp"),
+        ("forward.rate_factors", (1.0, 2.0), "2 values; allowed: 3 values, for blocks 1 to 3 of the 3 blocks of mlp"),
+        ("forward.adam_betas", (0.9,), "allowed: a tuple of two, each a number from 0 to below 1"),
         ("feedback.noise_scale", (0.1, 0.1, 0.1), "3 values; allowed: 2 values"),
         ("feedback.learning_rate", (0.1, "x"), "each item a number above 0"),
         ("forward.momentum", 1.0, "allowed: a number from 0 to below 1"),
@@ -97,42 +104,43 @@ def test_unknown_and_missing_keys_are_named():
     with pytest.raises(ConfigError, match=r"config.forward.speed: unknown key"):
         resolve(config)
     config.when = {"bpp": {"forward": {"learning_rate": 1.0}}}
-    with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, ldrl_fast, dtp, tp, bp"):
+    with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, ldrl_parallel, "):
         resolve(config)
 
 
 def test_feedback_settings_need_not_fit_where_there_is_no_feedback():
     config = default_config()
     config.algorithm = "bp"
-    config.network.hidden = (5,)
-    assert resolve(config).feedback.iterations == (10, 10)
+    config.feedback.iterations = (10, 10, 10)
+    assert resolve(config).feedback.iterations == (10, 10, 10)
 
 
 def test_cosine_schedule_is_the_published_one():
     forward = default_config().forward
     forward.learning_rate = 0.08
-    schedule = learning_rate(forward, steps_per_epoch=10)
-    assert float(schedule(0)) == pytest.approx(0.08)
-    assert float(schedule(9)) == pytest.approx(0.08)
-    assert float(schedule(10)) < 0.08
-    assert float(schedule(42 * 10)) == pytest.approx(1e-5 + (0.08 - 1e-5) * 0.509238, rel=1e-4)
-    assert float(schedule(85 * 10)) == pytest.approx(1e-5, rel=1e-3)
-    assert float(schedule(89 * 10)) > float(schedule(85 * 10))
+    rate = schedule(forward, steps_per_epoch=10)
+    assert float(rate(0)) == pytest.approx(0.08)
+    assert float(rate(9)) == pytest.approx(0.08)
+    assert float(rate(10)) < 0.08
+    assert float(rate(42 * 10)) == pytest.approx(1e-5 + (0.08 - 1e-5) * 0.509238, rel=1e-4)
+    assert float(rate(85 * 10)) == pytest.approx(1e-5, rel=1e-3)
+    assert float(rate(89 * 10)) > float(rate(85 * 10))
 
 
 def test_step_and_constant_schedules():
     forward = default_config().forward
     forward.learning_rate, forward.schedule, forward.schedule_milestones = 0.1, "step", (2, 4)
-    schedule = learning_rate(forward, steps_per_epoch=10)
-    rates = [float(schedule(10 * epoch)) for epoch in range(6)]
+    rate = schedule(forward, steps_per_epoch=10)
+    rates = [float(rate(10 * epoch)) for epoch in range(6)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     forward.schedule = "constant"
-    assert float(learning_rate(forward, 10)(999)) == pytest.approx(0.1)
+    assert float(schedule(forward, 10)(999)) == pytest.approx(0.1)
 
 
 def test_batch_share_becomes_examples():
     config = default_config()
     config.batch_size, config.feedback.batch_share = 30, (0.1, 0.001)
-    assert [training.examples for training in build_settings(resolve(config), 10).feedback] == [3, 1]
-    config.feedback.batch_share = ()
-    assert [training.examples for training in build_settings(resolve(config), 10).feedback] == [30, 30]
+    network = build_network(resolve(config), (8, 8, 1), 10)
+    assert [training.examples for training in build_settings(resolve(config), network, 10).feedback] == [3, 1]
+    config.feedback.batch_share = (1.0,)
+    assert [training.examples for training in build_settings(resolve(config), network, 10).feedback] == [30, 30]

@@ -184,7 +184,7 @@ def test_evaluation_counts_every_example_once(batch_size):
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (20, 3, 3, 1), np.uint8), rng.integers(0, 12, 20).astype(np.int32))
     network = mlp((3, 3, 1), 12, hidden=(5,))
-    params, _ = init(network, jax.random.key(0))
+    params = init(network, jax.random.key(0))
     preprocessing = Preprocessing((0.5,), (0.5,))
     ours = evaluate(network, preprocessing, batch_size, params, split)
     whole = evaluate(network, preprocessing, 20, params, split)

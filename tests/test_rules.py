@@ -1,5 +1,7 @@
 """The mathematics of the rules: what L-DRL minimises, when DTP equals backpropagation, what a step consists of."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdtp import networks
+from jaxdtp import networks, paths
 from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import updates_and_gradients
-from jaxdtp.blocks import Pass, conv_block, dense_block, feedback, matched_elu
-from jaxdtp.feedback import FeedbackTraining, Noise, ldrl_loss, match_jacobian, train_feedback
+from jaxdtp.blocks import Pass, Units, conv_block, dense_block, feedback, matched_elu
+from jaxdtp.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, match_jacobian, train_feedback
 from jaxdtp.step import (
     Settings,
     TrainState,
@@ -41,6 +43,18 @@ def random_like(tree, seed):
 
 
 LDRL = ALGORITHMS["ldrl"].feedback_rule
+MATCHED = Units(feedback_activation=matched_elu)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def train_block(rule, training, block, params, forward, x, key):
+    """Feedback parameters of a block after one batch x, and the mean loss."""
+    own_forward = functools.partial(block.forward, forward)
+    clean = examples_of(training, Pass(x, *own_forward(x)))
+    state = training.optimizer.init(params)
+    trained, _, loss = train_feedback(rule, training, block, params, state, own_forward, clean, key)
+    return trained, loss
+
 
 BLOCKS = {
     "linear": dense_block("fc", (5,), 4, activation=False),
@@ -75,8 +89,9 @@ def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
     def expected_loss(params):
         by_input = Noise(unit_vectors(n, block.input_shape), zeros(2 * n, block.output_shape))
         by_output = Noise(zeros(2 * m, block.input_shape), unit_vectors(m, block.output_shape))
-        return ldrl_loss(block, params, forward, repeat(2 * n), by_input) + ldrl_loss(
-            block, params, forward, repeat(2 * m), by_output
+        own_forward = functools.partial(block.forward, forward)
+        return ldrl_loss(block, params, own_forward, repeat(2 * n), by_input) + ldrl_loss(
+            block, params, own_forward, repeat(2 * m), by_output
         )
 
     def mismatch(params):
@@ -108,7 +123,8 @@ def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, be
     divided by beta is the BP gradient."""
     with jax.enable_x64(True):
         network = networks.mlp((inputs,), classes, hidden=tuple(hidden))
-        forward, backward = networks.init(network, jax.random.key(seed))
+        forward = networks.init(network, jax.random.key(seed))
+        backward = paths.init(paths.consecutive(network), jax.random.key(seed))
         for block in network[:-1]:
             # Nothing negative from the input on, and large biases: every unit stays far above 0.
             forward[block.name]["bias"] = 10.0 * (1 + jnp.abs(forward[block.name]["bias"]))
@@ -133,10 +149,10 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     x = jax.random.normal(jax.random.key(1), (3, *block.input_shape))
     y, switches = block.forward(forward, x)
     direction = jax.random.normal(jax.random.key(2), y.shape)
-    target = difference_target(block, params, Pass(x, y, switches), y + 1e-6 * direction)
+    target, _ = difference_target(block, params, None, Pass(x, y, switches), y + 1e-6 * direction)
     _, product = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (direction,))
     np.testing.assert_allclose((target - x) / 1e-6, product, rtol=1e-4, atol=1e-5)
-    first_order = first_order_target(block, params, Pass(x, y, switches), y + direction)
+    first_order, _ = first_order_target(block, params, None, Pass(x, y, switches), y + direction)
     np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
 
 
@@ -156,7 +172,8 @@ def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_c
 
     def of_unit(e):
         # The size of e is its mean square: 1 / x.size for a unit vector.
-        value, gradient = match_jacobian(block, params, forward, Pass(x, y, switches), Noise(e, None))
+        own_forward = functools.partial(block.forward, forward)
+        value, gradient = match_jacobian(block, params, own_forward, Pass(x, y, switches), Noise(e, None))
         return value / x.size, gradient
 
     values, gradients = jax.lax.map(of_unit, jnp.eye(x.size).reshape(-1, *x.shape))
@@ -187,16 +204,11 @@ def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, exa
             "conv", (6, 6, 2), 4, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum", **options
         ),
     }[name]
-    block = make(feedback_activation=matched_elu)
+    block = make(units=MATCHED)
     forward, params = block.init(jax.random.key(0))
-    optimizer = optax.sgd(1.0)
-    training = FeedbackTraining(20 + 1500 // examples, 1.0, 1, optimizer, examples)
+    training = FeedbackTraining(20 + 1500 // examples, 1.0, 1, optax.sgd(1.0), examples)
     x = jax.random.normal(jax.random.key(1), (200, *block.input_shape))
-    clean = Pass(x, *block.forward(forward, x))
-    train = jax.jit(train_feedback, static_argnums=(0, 1, 2))
-    trained, _, loss = train(
-        match_jacobian, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
-    )
+    trained, loss = train_block(match_jacobian, training, block, params, forward, x, jax.random.key(2))
     error = lambda params: float(jnp.linalg.norm(params["kernel"] - forward["kernel"]))  # noqa: E731
     assert np.isfinite(loss)
     assert error(trained) < 0.05 * error(params)
@@ -205,16 +217,12 @@ def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, exa
 
 def test_jacobian_matching_is_stable_where_most_units_are_shut():
     """One open feature among shut ones, far fewer examples than inputs: its error falls, and nobody's grows."""
-    block = dense_block("fc", (400,), 10, feedback_activation=matched_elu)
+    block = dense_block("fc", (400,), 10, units=MATCHED)
     forward, params = block.init(jax.random.key(0))
     forward["bias"] = jnp.full(10, -8.0).at[0].set(8.0)
-    optimizer = optax.sgd(1.0)
-    training = FeedbackTraining(400, 1.0, 1, optimizer, examples=8)
+    training = FeedbackTraining(400, 1.0, 1, optax.sgd(1.0), examples=8)
     x = jax.random.normal(jax.random.key(1), (8, 400))
-    clean = Pass(x, *block.forward(forward, x))
-    train = jax.jit(train_feedback, static_argnums=(0, 1, 2))
-    state = optimizer.init(params)
-    trained, _, _ = train(match_jacobian, training, block, params, state, forward, clean, jax.random.key(2))
+    trained, _ = train_block(match_jacobian, training, block, params, forward, x, jax.random.key(2))
     error = lambda params: jnp.linalg.norm(params["kernel"] - forward["kernel"], axis=0)  # noqa: E731
     assert error(trained)[0] < 0.1 * error(params)[0]
     assert (error(trained) < 1.01 * error(params)).all()
@@ -223,15 +231,15 @@ def test_jacobian_matching_is_stable_where_most_units_are_shut():
 @pytest.mark.usefixtures("_float64")
 def test_fast_ldrl_from_matched_weights_is_backprop():
     """Feedback weights that start as the transposed forward weights stay that, and every update is BP's."""
-    network = networks.lenet(
-        (8, 8, 1), 10, channels=(3, 4), hidden=(7,), feedback_activation=matched_elu, shared_maxima="sum"
-    )
+    network = networks.lenet((8, 8, 1), 10, channels=(3, 4), hidden=(7,), units=MATCHED, shared_maxima="sum")
     training = FeedbackTraining(1, 1.0, 1, optax.sgd(1.0), examples=2)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.05, momentum=0.9))
     x, labels = jax.random.normal(jax.random.key(1), (6, 5, 8, 8, 1)), jnp.arange(30).reshape(6, 5) % 10
 
     def train(name):
-        config = Settings(ALGORITHMS[name], 1.0, optimizer, (training,) * 3, symmetric_init=True)
+        rule = ALGORITHMS[name]
+        feedback = (training,) * 3 if rule.feedback_rule else ()
+        config = Settings(rule, paths.consecutive(network), 1.0, optimizer, feedback, symmetric_init=True)
         step = jax.jit(lambda state, x, labels: train_step(network, config, state, x, labels, jax.random.key(3))[0])
         state = init_state(network, config, jax.random.key(0))
         for images, of_images in zip(x, labels, strict=True):
@@ -249,12 +257,8 @@ def test_feedback_learning_aligns_the_weights():
     block = dense_block("fc", (20,), 10)
     forward, params = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (64, 20))
-    optimizer = optax.sgd(0.3, momentum=0.9)
-    training = FeedbackTraining(iterations=500, noise_scale=0.1, noise_samples=1, optimizer=optimizer)
-    clean = Pass(x, *block.forward(forward, x))
-    trained, _, _ = train_feedback(
-        LDRL, training, block, params, optimizer.init(params), forward, clean, jax.random.key(2)
-    )
+    training = FeedbackTraining(500, noise_scale=0.1, noise_samples=1, optimizer=optax.sgd(0.3, momentum=0.9))
+    trained, _ = train_block(LDRL, training, block, params, forward, x, jax.random.key(2))
     cosine = lambda a, b: float(jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
     assert abs(cosine(params["kernel"], forward["kernel"])) < 0.3
     assert cosine(trained["kernel"], forward["kernel"]) > 0.95
@@ -269,23 +273,33 @@ def test_noise_samples_are_averaged():
     block = dense_block("fc", (6,), 4)
     forward, params = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 6))
-    clean = Pass(x, *block.forward(forward, x))
 
     def spread(samples):
         training = FeedbackTraining(1, 0.1, samples, optax.sgd(1.0))
-        state = training.optimizer.init(params)
-        run = lambda key: train_feedback(LDRL, training, block, params, state, forward, clean, key)[2]  # noqa: E731
+        run = lambda key: train_block(LDRL, training, block, params, forward, x, key)[1]  # noqa: E731
         return float(jnp.std(jax.vmap(run)(jax.random.split(jax.random.key(3), 200))))
 
     assert 2.0 < spread(1) / spread(16) < 8.0
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+# The steps of the others are in test_parity_drl.py, or differ from these by a name in the table.
+@pytest.mark.parametrize("name", ["ldrl", "ldrl_parallel", "ldrl_fast", "dtpdrl", "ddtp_rhl", "inverse", "fa", "bp"])
 def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
     algorithm, beta = ALGORITHMS[name], 0.3
-    network = networks.lenet((8, 8, 1), 10, channels=(3,), hidden=(7,))
+    if name in ("ldrl", "ldrl_fast"):
+        network = networks.lenet((8, 8, 1), 10, channels=(3,), hidden=(7,))
+    else:  # which compiles faster
+        network = networks.mlp((8, 8, 1), 10, hidden=(9, 7))
+    hidden = paths.random_hidden_layer(jax.random.key(4), 10, 6)
+    ways = {
+        "consecutive": paths.consecutive(network),
+        "direct": paths.direct(network),
+        "direct_through_hidden": paths.direct_through_hidden(network, hidden),
+    }[algorithm.paths]
+    ways = ways if algorithm.target_rule else ()
     trainings = tuple(FeedbackTraining(k, 0.1, 1, optax.sgd(0.01, momentum=0.9)) for k in (2, 3))
-    config = Settings(algorithm, beta, optax.sgd(0.1, momentum=0.9), trainings)
+    trainings = trainings if algorithm.feedback_rule else ()
+    config = Settings(algorithm, ways, beta, optax.sgd(0.1, momentum=0.9), trainings)
     state = init_state(network, config, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
     labels = jnp.arange(5)
@@ -293,23 +307,25 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
     new, metrics = jax.jit(lambda state: train_step(network, config, state, x, labels, key))(state)
 
     passes = networks.forward_passes(network, state.forward, x)
+    clean = paths.along_paths(ways, passes)
     backward = dict(state.feedback)
-    if algorithm.feedback_rule:
-        for index, (block, training, clean) in enumerate(zip(network[1:], trainings, passes[1:], strict=True)):
-            backward[block.name], _, loss = train_feedback(
-                algorithm.feedback_rule,
-                training,
-                block,
-                state.feedback[block.name],
-                state.feedback_optimizer[block.name],
-                state.forward[block.name],
-                clean,
-                jax.random.fold_in(key, index),
-            )
-            np.testing.assert_allclose(metrics["feedback_loss"][block.name], loss, rtol=1e-4)
+    for index, (path, training) in enumerate(zip(ways, trainings, strict=False)):
+        name = path.block.name
+        backward[name], _, loss = train_feedback(
+            algorithm.feedback_rule,
+            training,
+            path.block,
+            state.feedback[name],
+            state.feedback_optimizer[name],
+            algorithm.forward_map(ways, index, state.forward, state.feedback, clean),
+            clean[index],
+            jax.random.fold_in(key, index),
+        )
+        np.testing.assert_allclose(metrics["feedback_loss"][name], loss, rtol=1e-4)
     if algorithm.target_rule:
         target = output_target(passes[-1].output, labels, beta)
-        targets = propagate_targets(algorithm.target_rule, network, backward, passes, target)
+        feeding_back = state.feedback if algorithm.simultaneous else backward
+        targets, _ = propagate_targets(algorithm.target_rule, ways, state.forward, feeding_back, passes, target)
         gradients = local_gradients(network, state.forward, passes, targets)
     else:
         gradients = backprop_gradients(network, state.forward, x, labels)
@@ -334,3 +350,88 @@ def test_classification_metrics():
     metrics = classification_metrics(wide, jnp.array([4, 5]))
     assert float(metrics["top5"]) == 0.5
     assert float(metrics["top1"]) == 0.0
+
+
+def flat_features(block):
+    return int(np.prod(block.input_shape))
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("kind", ["consecutive", "direct", "direct_through_hidden"])
+def test_expected_drl_gradient_asks_for_an_inverse(kind):
+    """E[DRL] -> sigma^2 |J_G J_F - identity|^2 for small sigma, J_F that of all from the block's input to what is fed
+    back. Unit vectors of both signs stand for the noise, as for L-DRL above."""
+    network = networks.lenet((6, 6, 1), 3, channels=(2,), hidden=(5,))
+    ways = {
+        "consecutive": lambda: paths.consecutive(network),
+        "direct": lambda: paths.direct(network),
+        "direct_through_hidden": lambda: paths.direct_through_hidden(
+            network, paths.random_hidden_layer(jax.random.key(4), 3, 7)
+        ),
+    }[kind]()
+    name = {"consecutive": "dtpdrl", "direct": "ddtp_linear", "direct_through_hidden": "ddtp_rhl"}[kind]
+    algorithm, sigma = ALGORITHMS[name], 1e-4
+    forward = networks.init(network, jax.random.key(0))
+    backward = paths.init(ways, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (1, 6, 6, 1))
+    for index, way in enumerate(ways):
+        n = flat_features(way.block)
+        of_one = paths.along_paths(ways, networks.forward_passes(network, forward, x))
+        many = jax.tree.map(lambda a, count=2 * n: jnp.repeat(a, count, axis=0), of_one)
+        basis = sigma * np.sqrt(n) * np.concatenate([np.eye(n), -np.eye(n)])
+        noise = Noise(jnp.array(basis).reshape(-1, *way.block.input_shape), None)
+        own_forward = algorithm.forward_map(ways, index, forward, backward, many)
+        loss, gradient = algorithm.feedback_rule(way.block, backward[way.block.name], own_forward, many[index], noise)
+
+        def mismatch(params, index=index, way=way, of_one=of_one, n=n):
+            own_forward = algorithm.forward_map(ways, index, forward, backward, of_one)
+            y, switches = own_forward(of_one[index].input)
+            jacobian_f = jax.jacobian(lambda x: own_forward(x)[0])(of_one[index].input).reshape(y.size, n)
+            jacobian_g = jax.jacobian(lambda y: feedback(way.block, params, y, switches))(y).reshape(n, y.size)
+            return sigma**2 * jnp.sum((jacobian_g @ jacobian_f - jnp.eye(n)) ** 2)
+
+        value, reference = jax.value_and_grad(mismatch)(backward[way.block.name])
+        np.testing.assert_allclose(loss, value, rtol=1e-4)
+        scale = jnp.abs(reference["kernel"]).max()
+        np.testing.assert_allclose(gradient["kernel"], reference["kernel"], atol=1e-3 * scale)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_feedback_alignment_is_backprop_with_other_weights_on_the_way_down():
+    """The update, divided by beta, against autodiff of a network whose linear maps have B in their backward pass."""
+    network = networks.mlp((6,), 4, hidden=(7, 5), units=MATCHED)
+    forward = networks.init(network, jax.random.key(0))
+    backward = paths.init(paths.consecutive(network), jax.random.key(9))
+    x, labels = jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 4
+
+    @jax.custom_vjp
+    def dense(x, kernel, other):
+        return x @ kernel
+
+    dense.defvjp(
+        lambda x, kernel, other: (x @ kernel, (x, other)),
+        lambda kept, g: (g @ kept[1].T, kept[0].T @ g, jnp.zeros_like(kept[1])),
+    )
+
+    def loss(params):
+        h = x
+        for block in network:
+            other = backward.get(block.name, params[block.name])["kernel"]
+            h = dense(h, params[block.name]["kernel"], other) + params[block.name]["bias"]
+            h = h if block is network[-1] else jax.nn.elu(h)
+        return jnp.mean(cross_entropy(h, labels))
+
+    updates, _ = updates_and_gradients(network, ALGORITHMS["fa"].target_rule, forward, backward, x, labels, 0.3)
+    chex.assert_trees_all_close(updates, jax.grad(loss)(forward), rtol=1e-9, atol=1e-12)
+
+
+def test_feedback_that_is_never_trained_stays_as_it_is():
+    network = networks.mlp((6,), 4, hidden=(7, 5))
+    x, labels = jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 4
+    for name in ("fa", "dfa", "dtp_fixed"):
+        ways = paths.direct(network) if name == "dfa" else paths.consecutive(network)
+        config = Settings(ALGORITHMS[name], ways, 0.5, optax.sgd(0.1))
+        state = init_state(network, config, jax.random.key(0))
+        new, _ = train_step(network, config, state, x, labels, jax.random.key(1))
+        chex.assert_trees_all_equal(new.feedback, state.feedback)
+        assert all(jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new.forward, state.forward)), strict=True))

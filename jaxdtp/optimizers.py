@@ -1,8 +1,37 @@
-"""Schedules of the forward learning rate: constant within an epoch as in the published runs, after a warm-up."""
+"""Optimizers, and schedules of the forward learning rate: constant within an epoch as in the published runs, after a
+warm-up."""
 
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+
+def sgd(group: ConfigDict, learning_rate: optax.ScalarOrSchedule, epsilon: float) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum."""
+    del epsilon
+    return optax.sgd(learning_rate, momentum=group.momentum)
+
+
+def adam(group: ConfigDict, learning_rate: optax.ScalarOrSchedule, epsilon: float) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015)."""
+    return optax.adam(learning_rate, *group.adam_betas, eps=epsilon)
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam}
+
+
+def optimizer(
+    group: ConfigDict, learning_rate: optax.ScalarOrSchedule, epsilon: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """The optimizer of `forward` or `feedback`; weight decay is added to the gradient, before all else.
+
+    Args:
+        group: of a configuration.
+        learning_rate, epsilon, weight_decay: of one block.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), OPTIMIZERS[group.optimizer](group, learning_rate, epsilon)
+    )
 
 
 def cosine(forward: ConfigDict) -> optax.Schedule:
@@ -29,7 +58,7 @@ def constant(forward: ConfigDict) -> optax.Schedule:
 SCHEDULES = {"cosine": cosine, "step": step, "constant": constant}
 
 
-def learning_rate(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+def schedule(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Learning rate by training step: the epoch's, and in the first `warmup_steps` a linearly growing part of it.
 
     Feedback weights start at random, and the targets that they propagate mean nothing until they are aligned. The

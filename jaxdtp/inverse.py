@@ -1,0 +1,192 @@
+"""Targets by iterated approximate inverses (Bengio 2020, arXiv 2007.15139): r with F(r) = t, reached with G alone.
+
+DTP's difference target is the first of these iterations. They converge exponentially where the Lipschitz constant of
+G o F - identity (or F o G - identity) is below 1. An example whose steps grow has left that region: it keeps the last
+point before its steps grew, and is counted in 'target_diverged'.
+
+Both rules measure, averaged over the batch:
+
+    target_residual     |F(r) - t| / |F(s[n-1]) - t|, 0 where the inverse is exact
+    target_contraction  the mean ratio (geometric) of the sizes of an example's successive steps, where it moved
+    target_diverged     the share of examples stopped because a step was no smaller than the one before
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdtp import networks
+from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback
+from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.targets import Measurements
+
+
+def inverse_target(
+    block: Block,
+    feedback_params: Parameters,
+    forward: Forward,
+    clean: Pass,
+    target: jax.Array,
+    *,
+    iterations: int = 10,
+    tolerance: float = 1e-3,
+) -> tuple[jax.Array, Measurements]:
+    """r_0 = s[n-1],  r_{k+1} = r_k + G(t[n]) - G(F(r_k)): iterated in the space of the block's input.
+
+    r_1 is the difference target. G un-pools with the switches of the clean pass throughout: where F(r) = t the step is
+    0.
+
+    Args:
+        block, feedback_params, forward, clean, target: as for every target rule.
+        iterations: at most.
+        tolerance: an example is done when its step is that much smaller than its first one.
+    """
+    goal = feedback(block, feedback_params, target, clean.switches)
+
+    def step(r: jax.Array) -> jax.Array:
+        return goal - feedback(block, feedback_params, forward(r)[0], clean.switches)
+
+    first = goal - feedback(block, feedback_params, clean.output, clean.switches)
+    reached = _iterate(step, clean.input, first, iterations, tolerance)
+    return reached.point, _measurements(reached, forward, reached.point, clean, target)
+
+
+def output_inverse_target(
+    block: Block,
+    feedback_params: Parameters,
+    forward: Forward,
+    clean: Pass,
+    target: jax.Array,
+    *,
+    iterations: int = 10,
+    tolerance: float = 1e-3,
+) -> tuple[jax.Array, Measurements]:
+    """y_0 = t[n],  y_{k+1} = y_k + t[n] - F(G(y_k)),  t[n-1] = G(y_K): iterated in the space of the block's output.
+
+    Where the paper leaves it open, y starts at the target: without iterations that is plain target propagation.
+
+    Args:
+        block, feedback_params, forward, clean, target: as for every target rule.
+        iterations: at most.
+        tolerance: as in `inverse_target`.
+    """
+
+    def back(y: jax.Array) -> jax.Array:
+        return feedback(block, feedback_params, y, clean.switches)
+
+    def step(y: jax.Array) -> jax.Array:
+        return target - forward(back(y))[0]
+
+    reached = _iterate(step, target, step(target), iterations, tolerance)
+    below = back(reached.point)
+    return below, _measurements(reached, forward, below, clean, target)
+
+
+TARGET_RULES = (inverse_target, output_inverse_target)
+
+
+class _Iterates(NamedTuple):
+    """Where the iterations of a batch have come to; all but `iteration` by example."""
+
+    point: jax.Array
+    step: jax.Array
+    first_size: jax.Array
+    size: jax.Array
+    count: jax.Array
+    active: jax.Array
+    diverged: jax.Array
+    iteration: jax.Array
+
+
+def _iterate(
+    step: Callable[[jax.Array], jax.Array], point: jax.Array, first: jax.Array, iterations: int, tolerance: float
+) -> _Iterates:
+    """point <- point + step(point) while an example's steps shrink, `first` being the first step."""
+
+    def lost(size: jax.Array, point: jax.Array) -> jax.Array:
+        # Steps of the size of rounding errors neither shrink nor grow.
+        return size <= 8 * jnp.finfo(point.dtype).eps * _sizes(point)
+
+    def advance(state: _Iterates) -> _Iterates:
+        point = _where(state.active, state.point + state.step, state.point)
+        taken = step(point)
+        size = _sizes(taken)
+        done = (size <= tolerance * state.first_size) | lost(size, point)
+        # Not "size >= state.size": what is not a number has not shrunk either.
+        grown = state.active & ~done & ~(size < state.size)
+        active = state.active & ~done & ~grown
+        return _Iterates(
+            point=point,
+            step=_where(state.active, taken, state.step),
+            first_size=state.first_size,
+            size=jnp.where(state.active, size, state.size),
+            count=state.count + state.active,
+            active=active,
+            diverged=state.diverged | grown,
+            iteration=state.iteration + 1,
+        )
+
+    size = _sizes(first)
+    none, zero = jnp.zeros(len(point), bool), jnp.zeros((), jnp.int32)
+    start = _Iterates(point, first, size, size, jnp.zeros(len(point), jnp.int32), ~lost(size, point), none, zero)
+    return jax.lax.while_loop(lambda state: (state.iteration < iterations) & jnp.any(state.active), advance, start)
+
+
+def _measurements(
+    reached: _Iterates, forward: Forward, below: jax.Array, clean: Pass, target: jax.Array
+) -> Measurements:
+    tiny = jnp.finfo(target.dtype).tiny
+    residual, before = _sizes(forward(below)[0] - target), _sizes(clean.output - target)
+    moved = reached.count > 0
+    ratio = (reached.size / (reached.first_size + tiny)) ** (1 / jnp.maximum(reached.count, 1))
+    return {
+        "target_residual": jnp.mean(residual / (before + tiny)),
+        "target_contraction": jnp.sum(moved * ratio) / jnp.maximum(jnp.sum(moved), 1),
+        "target_diverged": jnp.mean(reached.diverged.astype(target.dtype)),
+    }
+
+
+def scale_by_influence(
+    network: Network, forward: NetworkParameters, passes: list[Pass], targets: list[jax.Array]
+) -> tuple[list[jax.Array], Measurements]:
+    """Scale each block's change t[n] - s[n] by its influence on the output, so that more influential blocks change
+    more.
+
+        t[n] = s[n] + a_n (t[n] - s[n]),    a_n = |J (t[n] - s[n])|^2 / |t[n] - s[n]|^2,    J = d s[N] / d s[n]
+
+    by one `jax.jvp` for each block, squares summed over the batch: one number for each block, 1 for the last one. An
+    inverse makes the change of an influential block small, J^-1 (t[N] - s[N]), where gradient descent makes it large,
+    J^T (t[N] - s[N]); in one dimension a_n = J^2 turns the one into the other. Bengio 2020 asks for changes normalised
+    by relative influence and leaves the measure open; this is ours.
+
+    Args:
+        network: the blocks.
+        forward: parameters.
+        passes: of all blocks, as from `networks.forward_passes`.
+        targets: of all blocks, as from `targets.propagate_targets`.
+
+    Returns:
+        The scaled targets, and a_n by block name.
+    """
+    scaled, influences = [targets[-1]], {}
+    for index in range(len(network) - 1, 0, -1):
+        change = targets[index - 1] - passes[index].input
+        upwards = functools.partial(networks.logits, network[index:], forward)
+        _, effect = jax.jvp(upwards, (passes[index].input,), (change,))
+        influence = jnp.sum(effect**2) / (jnp.sum(change**2) + jnp.finfo(change.dtype).tiny)
+        scaled.insert(0, passes[index].input + influence * change)
+        influences[network[index - 1].name] = influence
+    return scaled, influences
+
+
+def _sizes(values: jax.Array) -> jax.Array:
+    """The norm of each example, [batch]."""
+    return jnp.sqrt(jnp.sum(values**2, axis=tuple(range(1, values.ndim))))
+
+
+def _where(chosen: jax.Array, values: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """By example."""
+    return jnp.where(chosen.reshape(-1, *(values.ndim - 1) * (1,)), values, otherwise)
