@@ -24,6 +24,7 @@ def with_tables(readme: str) -> str:
     tables = {
         "step times": "\n\n".join(step_time_table(result) for result in step_times),
         "accuracy over seeds": over_seeds.table(),
+        "comparison": "\n\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("compare_*.md"))),
     }
     for name, text in tables.items():
         readme = _between_markers(readme, name, text)

@@ -1,0 +1,204 @@
+"""Every rule on the same network, data and seeds, in one table.
+
+    python -m benchmarks.compare --dataset=digits --network=mlp --seeds=5
+    python -m benchmarks.compare --rules=bp,ddtp_linear --dataset=mnist --network=mlp --epochs=2 --data_dir=DIR
+
+Runs configs/DATASET_NETWORK.py with every rule and seed, each run in a directory of its own below --workdir. The same
+command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json, .md and .png.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from ml_collections import ConfigDict
+
+from benchmarks.record import RESULTS, origin
+from benchmarks.steps import jaxdtp_step
+from benchmarks.timing import interleaved
+from jaxdtp import data
+from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.config import ConfigError, resolve
+from jaxdtp.plots import plt, style
+from jaxdtp.reports import of_blocks
+from jaxdtp.train import DivergedError, train_and_evaluate
+
+DIVERGED = "diverged.txt"
+
+
+def configuration(arguments: argparse.Namespace, rule: str, seed: int) -> ConfigDict:
+    """The resolved configuration of one run; angles are measured after every epoch."""
+    name = f"{arguments.dataset}_{arguments.network}"
+    try:
+        config = importlib.import_module(f"configs.{name}").get_config()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--dataset, --network: there is no configs/{name}.py; allowed: the names of a file there"
+        ) from error
+    config.algorithm, config.seed = rule, seed
+    config.dataset.data_dir = arguments.data_dir
+    config.alignment.every_epochs = 1
+    config.alignment.gauss_newton = True
+    if arguments.epochs:
+        config.num_epochs = config.forward.schedule_epochs = arguments.epochs
+    return resolve(config, {"num_epochs", "forward.schedule_epochs"})
+
+
+def run(config: ConfigDict, workdir: Path) -> dict | None:
+    """A finished run's epochs and summary, trained first if need be; None if it diverged."""
+    summary, diverged = workdir / "summary.json", workdir / DIVERGED
+    if diverged.exists():
+        return None
+    if not summary.exists():
+        try:
+            train_and_evaluate(config, workdir)
+        except DivergedError as error:
+            diverged.write_text(f"{error}\n")
+            return None
+        finally:
+            # Compiled programs of a hundred runs are more than a process may map into memory.
+            jax.clear_caches()
+    epochs = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {"epochs": epochs, "summary": json.loads(summary.read_text())}
+
+
+def seconds_per_step(arguments: argparse.Namespace, rules: list[str]) -> dict[str, float]:
+    """Median seconds of a training step by rule, all measured in turn, on random images of the data's shape."""
+    config = configuration(arguments, "bp", 0)
+    shape = data.load(config.dataset, config.seed).train.images.shape[1:]
+    with jax.enable_x64(config.float64):
+        steps = {
+            rule: jaxdtp_step(configuration(arguments, rule, 0), rule, shape).run
+            for rule in dict.fromkeys(("bp", *rules))
+        }
+        times = interleaved(steps, repeats=5, seconds=0.2)
+    return {rule: float(np.median(of_rule)) for rule, of_rule in times.items()}
+
+
+def row(rule: str, results: list[dict | None], seconds: dict[str, float], batch_size: int) -> dict:
+    """What the table says of one rule; angles are medians over hidden blocks, epochs and seeds."""
+    finished = [result for result in results if result]
+    accuracies = [100 * result["summary"]["test_accuracy"] for result in finished]
+    epochs = [epoch for result in finished for epoch in result["epochs"]]
+
+    def median_angle(metric: str) -> float | None:
+        # Without the output block, whose target and update are exact whatever the feedback.
+        angles = [angle for epoch in epochs for angle in list(of_blocks(epoch, metric).values())[:-1]]
+        # Not a number: an update of zero, where the whole batch had reached its targets.
+        return float(np.nanmedian(angles)) if angles else None
+
+    return {
+        "rule": rule,
+        "test_accuracies": accuracies,
+        "diverged": len(results) - len(finished),
+        "images_per_second": batch_size / seconds[rule],
+        "times_bp": seconds[rule] / seconds["bp"],
+        "update_angle": median_angle("update_angle"),
+        "gauss_newton_angle": median_angle("gauss_newton_angle"),
+        "train_seconds": float(np.median([result["summary"]["seconds"] for result in finished])) if finished else None,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| rule | test accuracy, mean ± std over seeds (%) | images/s | times BP | angle to BP (°) | "
+        "angle to Gauss-Newton (°) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for of_rule in rows:
+        accuracies = of_rule["test_accuracies"]
+        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
+        accuracy = f"{np.mean(accuracies):.2f}{spread}" if accuracies else "-"
+        diverged = f" ({of_rule['diverged']} of {of_rule['diverged'] + len(accuracies)} diverged)"
+        angles = [
+            "-" if of_rule[angle] is None else f"{of_rule[angle]:.1f}"
+            for angle in ("update_angle", "gauss_newton_angle")
+        ]
+        lines.append(
+            f"| `{of_rule['rule']}` | {accuracy}{diverged if of_rule['diverged'] else ''} "
+            f"| {of_rule['images_per_second']:.0f} | {of_rule['times_bp']:.2f} | {' | '.join(angles)} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], title: str) -> plt.Figure:
+    """Test error over the cost of a step, and the two angles against each other, a point for each rule."""
+    figure, (cost, angles) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for index, of_rule in enumerate(rows):
+        colour = plt.get_cmap("tab20")(index % 20)
+        look = {"color": colour, "marker": "o" if index % 2 else "s", "markersize": 6, "linestyle": ""}
+        if of_rule["test_accuracies"]:
+            mean, spread = 100 - np.mean(of_rule["test_accuracies"]), np.std(of_rule["test_accuracies"])
+            cost.errorbar(of_rule["times_bp"], mean, spread, label=of_rule["rule"], **look)
+        if of_rule["update_angle"] is not None:
+            angles.plot(of_rule["update_angle"], of_rule["gauss_newton_angle"], **look)
+    cost.set(xscale="log", yscale="log", xlabel="seconds per step, in those of BP", ylabel="test error (%)")
+    for axis in (cost.xaxis, cost.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(ScalarFormatter() if axis is cost.yaxis else NullFormatter())
+    angles.set(
+        xlabel="median angle of updates to backpropagation (degrees)",
+        ylabel="median angle of targets to Gauss-Newton (degrees)",
+    )
+    for axes in (cost, angles):
+        style(axes)
+    figure.legend(frameon=False, loc="outside right center")
+    figure.suptitle(title)
+    return figure
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Those of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", default=",".join(ALGORITHMS), help="names from the README's table (default: all)")
+    parser.add_argument("--network", default="mlp")
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
+    parser.add_argument("--epochs", type=int, default=0, help="default: the configuration's")
+    parser.add_argument("--data_dir", default="", help="of TFDS; empty: its own default")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compare"))
+    arguments = parser.parse_args()
+    arguments.rules = arguments.rules.split(",")
+    for rule in arguments.rules:
+        if rule not in ALGORITHMS:
+            parser.error(f"--rules: got {rule!r}; allowed: {', '.join(ALGORITHMS)}")
+    return arguments
+
+
+def main() -> None:
+    """Run the grid, then write the table."""
+    arguments = parse_arguments()
+    name = f"{arguments.dataset}_{arguments.network}"
+    try:
+        configs = {
+            (rule, seed): configuration(arguments, rule, seed)
+            for rule in arguments.rules
+            for seed in range(arguments.seeds)
+        }
+        results = {}
+        for (rule, seed), config in configs.items():
+            workdir = arguments.workdir / f"{name}-{config.num_epochs}" / f"{rule}-seed{seed}"
+            results.setdefault(rule, []).append(run(config, workdir))
+    except ConfigError as error:
+        sys.exit(f"benchmarks.compare: {error}")
+    seconds = seconds_per_step(arguments, arguments.rules)
+    batch_size, epochs = config.batch_size, config.num_epochs
+    rows = [row(rule, of_rule, seconds, batch_size) for rule, of_rule in results.items()]
+    command = " ".join(["python -m benchmarks.compare", *(arg for arg in sys.argv[1:] if "workdir" not in arg)])
+    command = command.replace(f"--data_dir={arguments.data_dir}", "--data_dir=DIR") if arguments.data_dir else command
+    result = origin(command) | {"config": f"configs/{name}.py", "epochs": epochs, "rows": rows}
+    (RESULTS / f"compare_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"compare_{name}.md").write_text(f"`{command}`\n\n{table(rows)}\n")
+    title = f"configs/{name}.py, {epochs} epochs, {arguments.seeds} seeds, {jax.devices()[0].device_kind}"
+    plot(rows, title).savefig(RESULTS / f"compare_{name}.png", dpi=160)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
