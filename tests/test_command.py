@@ -197,8 +197,8 @@ def test_a_config_file_that_cannot_be_loaded(tmp_path):
     ("config", "algorithm"),
     [
         ("digits_mlp", "ldrl"),
-        ("digits_mlp", "bp"),
-        ("digits_mlp", "ldrl_fast"),
+        pytest.param("digits_mlp", "bp", marks=pytest.mark.slow),
+        pytest.param("digits_mlp", "ldrl_fast", marks=pytest.mark.slow),
         pytest.param("digits_lenet", "ldrl_fast", marks=pytest.mark.slow),
         pytest.param("digits_lenet", "ldrl", marks=pytest.mark.slow),
         pytest.param("digits_lenet", "bp", marks=pytest.mark.slow),
