@@ -26,7 +26,8 @@ from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.config import ConfigError, resolve
 from jaxdtp.plots import plt, style
 from jaxdtp.reports import of_blocks
-from jaxdtp.train import DivergedError, train_and_evaluate
+from jaxdtp.rounds import DivergedError
+from jaxdtp.train import train_and_evaluate
 
 DIVERGED = "diverged.txt"
 

@@ -98,15 +98,16 @@ def starts(setting: Setting, data_dir: str) -> list[Start]:
     preprocessing, network = build_preprocessing(config), build_network()
     result = []
     for seed in range(setting.seeds):
-        chosen = np.random.default_rng(seed).choice(len(train.labels), setting.batch_size, replace=False)
-        images = normalise(preprocessing, train.images[chosen])
+        chosen = np.random.default_rng(seed).choice(len(train.rows), setting.batch_size, replace=False)
+        batch = data.read(train, chosen)
+        images = normalise(preprocessing, batch.images)
         init_key, noise_key = jax.random.split(jax.random.key(seed))
         forward, feedback = (
             {name: {"kernel": params["kernel"]} for name, params in side.items()}
             for side in (networks.init(network, init_key), paths.init(paths.consecutive(network), init_key))
         )
         passes = jax.jit(partial(networks.forward_passes, network))(forward, images)
-        result.append(Start(images, train.labels[chosen], forward, feedback, passes, noise_key))
+        result.append(Start(images, batch.labels, forward, feedback, passes, noise_key))
     return result
 
 

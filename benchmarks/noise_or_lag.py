@@ -108,10 +108,10 @@ def main() -> None:
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(network, settings, init_key)
-    chosen = np.random.default_rng(config.seed).permutation(len(dataset.train.labels))[: STEPS * config.batch_size]
-    chosen = chosen.reshape(STEPS, config.batch_size)
-    images = jax.vmap(partial(normalise, build_preprocessing(config)))(dataset.train.images[chosen])
-    batches = images, dataset.train.labels[chosen]
+    chosen = np.random.default_rng(config.seed).permutation(len(dataset.train.rows))[: STEPS * config.batch_size]
+    examples = data.read(dataset.train, chosen.reshape(STEPS, config.batch_size))
+    images = jax.vmap(partial(normalise, build_preprocessing(config)))(examples.images)
+    batches = images, examples.labels
 
     curves = {}
     for name, disturbance in DISTURBANCES.items():

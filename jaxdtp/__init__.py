@@ -10,8 +10,9 @@ from jaxdtp.epoch import Preprocessing, evaluate, train_steps
 from jaxdtp.feedback import FeedbackTraining, Noise
 from jaxdtp.networks import Network, lenet, logits, mlp, vgg
 from jaxdtp.paths import Path, consecutive, direct, direct_through_hidden
+from jaxdtp.rounds import DivergedError
 from jaxdtp.step import Settings, TrainState, classification_metrics, init_state, train_step
-from jaxdtp.train import DivergedError, evaluate_best, train_and_evaluate
+from jaxdtp.train import evaluate_best, train_and_evaluate
 
 __all__ = [
     "ALGORITHMS",

@@ -1,22 +1,26 @@
 """From a configuration to the objects that training needs."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxdtp import inverse, optimizers, paths
+from jaxdtp import hosts, inverse, optimizers, parallel, paths
 from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.balance import balance, feedback_seconds
 from jaxdtp.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
-from jaxdtp.config import FOR_BLOCKS, ConfigError
+from jaxdtp.config import FOR_BLOCKS, LARGEST, LARGEST_INT32, ConfigError, shown
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feedback import FeedbackTraining
 from jaxdtp.networks import NETWORKS, Network
+from jaxdtp.parallel import Parallel
 from jaxdtp.paths import Paths
-from jaxdtp.step import Settings
+from jaxdtp.step import Settings, TrainState, init_state
 
 
 def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Network:
@@ -37,7 +41,10 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
     try:
         return NETWORKS[name](input_shape, num_classes, **options)
     except ValueError as error:
-        raise ConfigError(f"config.network: {name} doesn't fit images of shape {input_shape}: {error}") from error
+        raise ConfigError(
+            f"config.network.channels: got {shown(config.network.channels)}; allowed: fewer blocks, "
+            f"a {name} doesn't fit images of shape {input_shape}: {error}"
+        ) from error
 
 
 def build_units(config: ConfigDict) -> Units:
@@ -68,7 +75,7 @@ def build_settings(config: ConfigDict, network: Network, steps_per_epoch: int) -
         paths=build_paths(config, network),
         beta=config.beta,
         forward_optimizer=build_forward_optimizer(config.forward, network, steps_per_epoch),
-        feedback=build_feedback_training(config, len(network) - 1) if algorithm.feedback_rule else (),
+        feedback=build_feedback_training(config, len(network) - 1),
         symmetric_init=config.feedback.init == "symmetric",
         scale_by_influence=config.target.scale_by_influence,
     )
@@ -107,7 +114,9 @@ def build_forward_optimizer(
 
 
 def build_feedback_training(config: ConfigDict, count: int) -> tuple[FeedbackTraining, ...]:
-    """How the feedback weights of each of `count` paths are trained."""
+    """How the feedback weights of each of `count` paths are trained; () where they never are."""
+    if ALGORITHMS[config.algorithm].feedback_rule is None:
+        return ()
     feedback = config.feedback
     values = zip(*(for_each(feedback[key.removeprefix("feedback.")], count) for key in FOR_BLOCKS[2]), strict=True)
     return tuple(
@@ -122,6 +131,34 @@ def build_feedback_training(config: ConfigDict, count: int) -> tuple[FeedbackTra
     )
 
 
+def build_parallel(config: ConfigDict, network: Network, settings: Settings, state: TrainState) -> Parallel:
+    """All devices of all hosts and, in several groups, who of them trains which feedback: balanced by seconds measured
+    on the first host.
+
+    Args:
+        config, network, settings: of the run.
+        state: on this host.
+
+    Raises:
+        ConfigError: the devices, or the blocks with feedback to train, can't be divided into so many groups.
+    """
+    groups = config.parallel.layer_groups
+    if groups > max(1, len(settings.feedback)):
+        raise ConfigError(
+            f"config.parallel.layer_groups: got {groups}; allowed: up to {max(1, len(settings.feedback))}, the blocks "
+            f"whose feedback {config.algorithm} trains"
+        )
+    try:
+        mesh = parallel.make_mesh(groups)
+    except ValueError as error:
+        raise ConfigError(f"config.parallel.layer_groups: {error}") from error
+    if groups == 1:
+        return Parallel(mesh)
+    examples = -(-config.batch_size // mesh.shape["data"])
+    owners = balance(feedback_seconds(network, settings, state, examples), groups)
+    return Parallel(mesh, tuple(hosts.json_of_first(owners)))
+
+
 def for_each(values: Sequence[float], count: int) -> tuple[float, ...]:
     """A configuration's values for each of `count` blocks: one value stands for all of them."""
     return tuple(values) * count if len(values) == 1 else tuple(values)
@@ -133,22 +170,77 @@ def build_preprocessing(config: ConfigDict) -> Preprocessing:
     return Preprocessing(tuple(dataset.mean), tuple(dataset.std), dataset.flip, dataset.crop_padding)
 
 
+def check_memory(config: ConfigDict, network: Network, limit: int) -> None:
+    """Check from shapes alone that memory holds what a training step cannot do without: the training state, every
+    block's activations on a batch, and one path's noise. Gradients and much else come on top.
+
+    Args:
+        config: as from `config.resolve`.
+        network: its network.
+        limit: of the memory, bytes.
+
+    Raises:
+        ConfigError: it doesn't fit.
+    """
+
+    def fresh(key: jax.Array) -> TrainState:
+        # The settings may hold random feedback, which is no more than a shape in here.
+        return init_state(network, build_settings(config, network, steps_per_epoch=1), key)
+
+    state = jax.tree.leaves(jax.eval_shape(fresh, jax.random.key(0)))
+    inputs = [jnp.zeros(()).dtype.itemsize * math.prod(block.input_shape) for block in network]
+    trained = build_feedback_training(config, len(network) - 1)
+    noise = [size * path.examples * path.noise_samples for size, path in zip(inputs[1:], trained, strict=False)]
+    needed = 0
+    for key, value, size, purpose in (
+        (
+            "network",
+            config.network.to_dict(),
+            sum(leaf.size * leaf.dtype.itemsize for leaf in state),
+            "parameters and optimizer states",
+        ),
+        ("batch_size", config.batch_size, config.batch_size * sum(inputs), "these and the activations of a batch"),
+        ("feedback.noise_samples", config.feedback.noise_samples, max(noise, default=0), "these and noise for them"),
+    ):
+        needed += size
+        if needed > limit:
+            raise ConfigError(
+                f"config.{key}: got {shown(value)}, which needs {needed / 1e9:.3g} GB for {purpose}; "
+                f"allowed: what fits into {limit / 1e9:.3g} GB"
+            )
+
+
 def steps_in_epoch(config: ConfigDict, dataset: Dataset) -> int:
     """Training steps in one epoch; a last batch that isn't full is left out.
 
     Raises:
-        ConfigError: the training data hasn't got that many examples.
+        ConfigError: the training data hasn't got that many examples, or the run has too many steps to be counted.
     """
-    examples = len(dataset.train.labels)
+    examples = len(dataset.train.rows)
+    if not examples:
+        raise ConfigError(
+            f"config.dataset.validation_fraction: got {config.dataset.validation_fraction}; allowed: what leaves some "
+            f"of the {len(dataset.validation.rows)} images for training"
+        )
     if config.batch_size > examples:
         raise ConfigError(
             f"config.batch_size: got {config.batch_size}; allowed: up to {examples}, the training examples of "
             f"{config.dataset.name}"
         )
-    steps = examples // config.batch_size
-    if config.steps_per_epoch > steps:
+    full = examples // config.batch_size
+    if config.steps_per_epoch > full:
         raise ConfigError(
-            f"config.steps_per_epoch: got {config.steps_per_epoch}; allowed: up to {steps}, the full batches of "
+            f"config.steps_per_epoch: got {config.steps_per_epoch}; allowed: up to {full}, the full batches of "
             f"{config.batch_size} in {examples} training examples, or 0 for all of them"
         )
-    return config.steps_per_epoch or steps
+    steps = config.steps_per_epoch or full
+    passes = config.num_epochs
+    if ALGORITHMS[config.algorithm].feedback_rule:
+        passes = config.feedback.pretraining_epochs + config.num_epochs * (1 + config.feedback.extra_epochs)
+    most = min(LARGEST, LARGEST_INT32 // steps)
+    if passes > most:
+        raise ConfigError(
+            f"config.num_epochs: got {config.num_epochs}, in which training goes {passes} times through the data, with "
+            f"{steps} steps each; allowed: what makes that up to {most} times"
+        )
+    return steps

@@ -1,37 +1,189 @@
-"""Checkpoints by Orbax: the latest and the best epoch are kept, a half-written one is never seen."""
+"""Checkpoints: Orbax writes and reads them; here is which ones stay, and whether they are what was written.
 
+A checkpoint is a directory named after its training step. It appears at once and whole, or not at all. The two newest
+and the best one stay. Orbax doesn't notice every damage to its files, so each holds checksums of all of them.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxdtp.config import ConfigError
+from jaxdtp.hosts import StorageError
 from jaxdtp.step import TrainState
 
-BEST_BY = "score"
+NEWEST = 2
+ABOUT = "about.json"
+
+_DELETED = ".deleted"
+_CHUNK = 2**20  # bytes
 
 
-def open_checkpoints(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run, by epoch."""
-    # Saving in the background would read buffers that the next epoch's step is allowed to overwrite.
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(1),
-                preservation_policy.BestN(get_metric_fn=lambda metrics: metrics[BEST_BY], n=1),
-            ]
-        ),
-        best_fn=lambda metrics: metrics[BEST_BY],
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: on the host.
+        score: of the epoch that it ends; minus infinity within an epoch.
+        progress: what else it takes to go on with the epoch that it is in, as JSON.
+    """
+
+    state: TrainState
+    score: float
+    progress: dict[str, Any]
+
+
+def open_checkpoints(workdir: Path) -> Path:
+    """The directory of a run's checkpoints, without what a killed run may have left half-written or half-deleted."""
+    directory = workdir / "checkpoints"
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif not path.name.isdecimal():
+            shutil.rmtree(path, ignore_errors=True)
+    return directory
+
+
+def save(directory: Path, checkpoint: Checkpoint) -> None:
+    """Save a checkpoint, unless there is one of its step, then delete those that it makes superfluous.
+
+    Raises:
+        StorageError: it can't be written. Those that were there stay.
+    """
+    step = int(checkpoint.state.step)
+    path, unfinished = directory / str(step), directory.absolute() / f"{step}.unfinished"
+    if path.exists():
+        return
+    try:
+        _check_room(directory, sum(array.nbytes for array in jax.tree.leaves(checkpoint.state)))
+        unfinished.mkdir()
+        _checkpointer().save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
+        about = {"score": checkpoint.score, "progress": checkpoint.progress, "files": _checksums(unfinished)}
+        (unfinished / ABOUT).write_text(json.dumps({"about": about, "sha256": _checksum(json.dumps(about).encode())}))
+        unfinished.rename(path)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"--workdir: can't save step {step} in {directory} ({' '.join(str(error).split())[:300]}); allowed: a "
+            "writable directory with room; the checkpoints of earlier steps are intact"
+        ) from error
+    steps = saved_steps(directory)
+    best = max(steps, key=lambda step: _score(directory, step))
+    for step in set(steps[:-NEWEST]) - {best}:
+        # Renamed first: a run that is killed while it deletes must not leave half of a checkpoint behind.
+        deleted = directory / f"{step}{_DELETED}"
+        os.replace(directory / str(step), deleted)
+        shutil.rmtree(deleted, ignore_errors=True)
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps that there are checkpoints of, in rising order."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def restore_newest(directory: Path, like: TrainState) -> Checkpoint | None:
+    """The newest intact checkpoint; None if there never was one. Newer, damaged ones are moved to damaged/.
+
+    Args:
+        directory: as from `open_checkpoints`.
+        like: gives the structure of the state.
+
+    Raises:
+        ConfigError: there are some, but none is intact.
+    """
+    steps = saved_steps(directory)
+    if not steps:
+        return None
+    checkpoint = _first_intact(directory, steps[::-1], like)
+    for step in steps:
+        if step > checkpoint.state.step:
+            aside = directory.with_name("damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(directory / str(step), aside)
+    return checkpoint
+
+
+def restore_best(directory: Path, like: TrainState) -> Checkpoint:
+    """The intact checkpoint with the highest score; the rest as `restore_newest`, but nothing is moved."""
+    by_score = sorted(saved_steps(directory), key=lambda step: _score(directory, step))
+    return _first_intact(directory, by_score[::-1], like)
+
+
+def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkpoint:
+    for step in steps:
+        try:
+            return _restore(directory, step, like)
+        except Exception as error:  # whatever Orbax raises for whatever is wrong
+            why = " ".join(str(error).split())[:200]
+            print(f"the checkpoint of step {step} in {directory} is damaged, so another one is used: {why}", flush=True)
+    if not steps:
+        raise ConfigError(f"--workdir: {directory} holds no checkpoints; allowed: the workdir of a training run")
+    raise ConfigError(
+        f"--workdir: all checkpoints in {directory} are damaged (steps {', '.join(map(str, steps))}); allowed: the "
+        "workdir of a run with an intact one, or a fresh directory"
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, epoch: int, state: TrainState, score: float) -> None:
-    """Save the state after `epoch`; the highest `score` is the best."""
-    manager.save(epoch, args=ocp.args.StandardSave(state), metrics={BEST_BY: score})
+def _restore(directory: Path, step: int, like: TrainState) -> Checkpoint:
+    path = directory.absolute() / str(step)
+    about = _read_about(path)
+    # Before Orbax reads them, which prints stack traces from its threads where a file is missing or cut off.
+    if _checksums(path) != about["files"]:
+        raise ValueError("its files are not as they were saved")
+    host = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), like)
+    state = _checkpointer().restore(path / "state", args=ocp.args.StandardRestore(host))
+    return Checkpoint(state, about["score"], about["progress"])
 
 
-def restore(manager: ocp.CheckpointManager, epoch: int, like: TrainState) -> TrainState:
-    """The state after `epoch`; `like` gives its structure."""
-    return manager.restore(epoch, args=ocp.args.StandardRestore(like))
+def _read_about(path: Path) -> dict[str, Any]:
+    content = json.loads((path / ABOUT).read_text())
+    if content["sha256"] != _checksum(json.dumps(content["about"]).encode()):
+        raise ValueError(f"{ABOUT} is not as it was saved")
+    return content["about"]
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """Of each file of a checkpoint but `ABOUT`, by its name."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != ABOUT)
+    return {str(file.relative_to(path)): _checksum(file.read_bytes()) for file in files}
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_room(directory: Path, size: int) -> None:
+    """Raise OSError where a file of so many bytes can't be written. Orbax would say so too, but with stack traces from
+    its threads."""
+    probe = directory / "room"
+    try:
+        with open(probe, "wb") as file:
+            for _ in range(0, size, _CHUNK):
+                file.write(bytes(_CHUNK))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _score(directory: Path, step: int) -> tuple[float, int]:
+    """A checkpoint's score, and its step to decide between equal ones."""
+    try:
+        return _read_about(directory / str(step))["score"], step
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf, step
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # The first host alone saves and restores, since all have the same state. Orbax wants to be told at every level.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxdtp")
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)

@@ -1,6 +1,5 @@
 """The configuration: every key with its default, what an algorithm's own published run changes, and validation."""
 
-import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -46,6 +45,11 @@ def default_config() -> ConfigDict:
     config.dataset.std = (0.5,)
     config.dataset.flip = False  # mirror left-right at random
     config.dataset.crop_padding = 0  # pixels of edge padding for random crops
+
+    config.dataset.device_megabytes = 2048.0  # (10^6 bytes) of a split on each device; a larger one is streamed
+
+    config.parallel = ConfigDict()
+    config.parallel.layer_groups = 1  # groups of devices, each of which trains the feedback of blocks of its own
 
     # Keys for blocks are tuples: with one value for all of the blocks, or with one for each.
     config.forward = ConfigDict()
@@ -105,50 +109,72 @@ def default_config() -> ConfigDict:
     return config
 
 
+LARGEST = 1_000_000
+"""Of sizes and counts: beyond any use, and far from where products of some of them leave int64."""
+LARGEST_INT32 = 2**31 - 1
+"""Of what training counts on the device."""
+
+
 class Rule(NamedTuple):
-    """What a key's value may be: a check, and the same in words."""
+    """What a key's value may be.
+
+    Attributes:
+        check: whether a value, of whatever type, is allowed.
+        allowed: the same in words.
+        convert: an allowed value as the one type that it has in a resolved configuration.
+    """
 
     check: Callable[[Any], bool]
     allowed: str
+    convert: Callable[[Any], Any] = lambda value: value
 
 
-def _whole(minimum: int) -> Rule:
-    return Rule(lambda value: type(value) is int and value >= minimum, f"a whole number of {minimum} or more")
+def _whole(minimum: int, maximum: int = LARGEST) -> Rule:
+    return Rule(
+        lambda value: type(value) is int and minimum <= value <= maximum, f"a whole number from {minimum} to {maximum}"
+    )
 
 
 def _number(check: Callable[[float], bool], allowed: str) -> Rule:
-    def is_number(value):
-        return type(value) in (int, float) and math.isfinite(value) and check(value)
-
-    return Rule(is_number, f"a number {allowed}")
+    # Comparisons alone: a whole number may be too large to be made a float.
+    return Rule(lambda value: type(value) in (int, float) and check(value), f"a number {allowed}", float)
 
 
 def _tuple_of(rule: Rule) -> Rule:
     def check(value):
-        return isinstance(value, tuple | list) and all(rule.check(item) for item in value)
+        return isinstance(value, tuple | list) and len(value) <= 100 and all(rule.check(item) for item in value)
 
-    return Rule(check, f"a tuple, each item {rule.allowed}")
+    return Rule(
+        check,
+        f"a tuple of up to 100, each item {rule.allowed}",
+        lambda value: tuple(rule.convert(item) for item in value),
+    )
 
 
 def _one_of(names: Collection[str]) -> Rule:
-    return Rule(lambda value: value in names, f"one of {', '.join(names)}")
+    return Rule(lambda value: type(value) is str and value in names, f"one of {', '.join(names)}")
 
 
-_POSITIVE = _number(lambda value: value > 0, "above 0")
-_NOT_NEGATIVE = _number(lambda value: value >= 0, "of 0 or more")
+# Float32 has them all.
+_POSITIVE = _number(lambda value: 1e-30 <= value <= 1e30, "above 0 (from 1e-30 to 1e30)")
+_NOT_NEGATIVE = _number(lambda value: 0 <= value <= 1e30, "of 0 or more (up to 1e30)")
 _SHARE = _number(lambda value: 0 <= value < 1, "from 0 to below 1")
 _BETAS = Rule(
     lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(_SHARE.check(item) for item in value),
     f"a tuple of two, each {_SHARE.allowed}",
+    lambda value: tuple(float(item) for item in value),
 )
-_TEXT = Rule(lambda value: isinstance(value, str), "text")
+_TEXT = Rule(
+    lambda value: type(value) is str and len(value) <= 1000 and value.isprintable(),
+    "text of up to 1000 printable characters",
+)
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 
 RULES = {
-    "seed": _whole(0),
+    "seed": _whole(0, 2**32 - 1),
     "num_epochs": _whole(1),
     "batch_size": _whole(1),
-    "steps_per_epoch": _whole(0),
+    "steps_per_epoch": _whole(0, LARGEST_INT32),
     "checkpoint_every_epochs": _whole(1),
     "algorithm": _one_of(ALGORITHMS),
     "beta": _POSITIVE,
@@ -167,6 +193,8 @@ RULES = {
     "dataset.std": _tuple_of(_POSITIVE),
     "dataset.flip": _SWITCH,
     "dataset.crop_padding": _whole(0),
+    "dataset.device_megabytes": _NOT_NEGATIVE,
+    "parallel.layer_groups": _whole(1),
     "forward.optimizer": _one_of(OPTIMIZERS),
     "forward.learning_rate": _POSITIVE,
     "forward.rate_factors": _tuple_of(_POSITIVE),
@@ -174,7 +202,7 @@ RULES = {
     "forward.adam_betas": _BETAS,
     "forward.adam_epsilon": _tuple_of(_POSITIVE),
     "forward.weight_decay": _NOT_NEGATIVE,
-    "forward.warmup_steps": _whole(0),
+    "forward.warmup_steps": _whole(0, LARGEST_INT32),
     "forward.schedule": _one_of(SCHEDULES),
     "forward.schedule_epochs": _whole(1),
     "forward.final_learning_rate": _NOT_NEGATIVE,
@@ -224,6 +252,10 @@ FOR_BLOCKS = {
 """Keys with one value for all blocks or one for each, by the first block that they are for."""
 
 
+GROUPS = tuple({key.rpartition(".")[0]: None for key in RULES if "." in key})
+"""Groups of keys."""
+
+
 def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
     """The configuration of one run: `config.when` applied for its algorithm and removed, and everything validated.
 
@@ -235,20 +267,20 @@ def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
         ConfigError: a key is unknown or missing, or its value is not allowed.
     """
     values = flatten(config)
-    published = {key.removeprefix("when."): values.pop(key) for key in list(values) if key.startswith("when.")}
-    for key, value in published.items():
-        algorithm, _, changed = key.partition(".")
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(f"config.when.{algorithm}: unknown algorithm; allowed: {', '.join(ALGORITHMS)}")
-        check_key(changed)
-        if algorithm == values.get("algorithm") and changed not in overrides:
-            values[changed] = value
+    when = values.pop("when", {})
     for key in values:
         check_key(key)
     for key, rule in RULES.items():
         if key not in values:
             raise ConfigError(f"config.{key}: missing; allowed: {rule.allowed}")
-        check_value(key, values[key])
+    check_value("algorithm", values["algorithm"])
+    for algorithm, changes in _items(when, "config.when").items():
+        for key, value in _changes(algorithm, changes).items():
+            if algorithm == values["algorithm"] and key not in overrides:
+                values[key] = value
+    for key, value in values.items():
+        check_value(key, value)
+        values[key] = RULES[key].convert(value)
     _check_blocks(values)
 
     nested = {}
@@ -258,29 +290,90 @@ def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
     return ConfigDict(nested)
 
 
-def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
+def flatten(config: ConfigDict | dict, at: str = "config") -> dict[str, Any]:
+    """Values by dotted key; what is neither a key nor a group is left as it is.
+
+    Args:
+        config: nested.
+        at: what to call it in errors.
+
+    Raises:
+        ConfigError: a group of keys is something else, or a value can't be read.
+    """
     flat = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat |= flatten(value, f"{prefix}{key}.")
+    for name, value in _items(config, at).items():
+        if name in GROUPS:
+            flat |= {f"{name}.{inner}": value for inner, value in _items(value, f"{at}.{name}").items()}
         else:
-            flat[prefix + key] = value
+            flat[name] = value
     return flat
 
 
-def check_key(key: str) -> None:
-    """Raise ConfigError, which names the group's keys, where `key` is not a configuration key."""
-    if key not in RULES:
-        group = key.rpartition(".")[0]
-        keys = [known for known in RULES if known.rpartition(".")[0] == group] or RULES
-        raise ConfigError(f"config.{key}: unknown key; allowed: {', '.join(keys)}")
+def check_key(key: str, at: str = "config") -> None:
+    """Raise ConfigError, which names the keys of its group, where `key` is not a configuration key."""
+    if key in RULES:
+        return
+    group = key if key in GROUPS else key.rpartition(".")[0]
+    keys = [known for known in RULES if known.rpartition(".")[0] == group] or RULES
+    found = "a group of keys" if key in GROUPS else "unknown key"
+    raise ConfigError(f"{at}.{one_line(key)}: {found}; allowed: {', '.join(keys)}")
 
 
-def check_value(key: str, value: Any) -> None:
+def check_value(key: str, value: Any, at: str = "config") -> None:
     """Raise ConfigError, which says what is allowed, where `value` is not allowed for `key`."""
     if not RULES[key].check(value):
-        raise ConfigError(f"config.{key}: got {value!r}; allowed: {RULES[key].allowed}")
+        raise ConfigError(f"{at}.{key}: got {shown(value)}; allowed: {RULES[key].allowed}")
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: its repr, on one line."""
+    try:
+        return one_line(repr(value))
+    except Exception:  # a config file's own class, or a number of too many digits
+        return f"a {type(value).__name__} that can't be shown"
+
+
+def described(error: BaseException) -> str:
+    """An exception for an error message: its type and message, on one line."""
+    try:
+        return one_line(f"{type(error).__name__}: {error}")
+    except Exception:  # a config file's own class
+        return type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Text for an error message: without line breaks and control characters, its middle left out if it is long."""
+    words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return words if len(words) <= 300 else f"{words[:150]} ... {words[-100:]}"
+
+
+def _items(group: Any, at: str) -> dict[str, Any]:
+    """The values of a group of keys by name."""
+    if not isinstance(group, ConfigDict | dict):
+        raise ConfigError(f"{at}: got {shown(group)}; allowed: a group of keys")
+    values = {}
+    for name in group:
+        try:
+            values[str(name)] = group[name]
+        except Exception as error:  # references may be without a value, and compute whatever they like
+            raise ConfigError(
+                f"{at}.{one_line(str(name))}: got {described(error)}; allowed: a value, or a reference to one"
+            ) from error
+    return values
+
+
+def _changes(algorithm: str, changes: Any) -> dict[str, Any]:
+    """What `config.when` holds for an algorithm, checked, by dotted key."""
+    at = f"config.when.{one_line(algorithm)}"
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"{at}: unknown algorithm; allowed: {', '.join(ALGORITHMS)}")
+    flat = flatten(changes, at)
+    for key, value in flat.items():
+        check_key(key, at)
+        check_value(key, value, at)
+    if "algorithm" in flat:
+        raise ConfigError(f"{at}.algorithm: got {flat['algorithm']!r}; allowed: every other key")
+    return flat
 
 
 def _check_blocks(values: dict[str, Any]) -> None:
@@ -288,7 +381,7 @@ def _check_blocks(values: dict[str, Any]) -> None:
     network, channels = values["network.name"], values["network.channels"]
     if (network == "mlp") != (len(channels) == 0):
         allowed = "(), an mlp has no convolutions" if network == "mlp" else f"one block or more, in a {network}"
-        raise ConfigError(f"config.network.channels: got {channels!r}; allowed: {allowed}")
+        raise ConfigError(f"config.network.channels: got {shown(channels)}; allowed: {allowed}")
     algorithm = ALGORITHMS[values["algorithm"]]
     if values["feedback.init"] == "symmetric" and algorithm.paths != "consecutive":
         raise ConfigError(
@@ -303,6 +396,6 @@ def _check_blocks(values: dict[str, Any]) -> None:
             learned = first == 1 or algorithm.feedback_rule
             if learned and len(values[key]) not in (1, wanted):
                 raise ConfigError(
-                    f"config.{key}: got {values[key]!r}, {len(values[key])} values; allowed: {wanted} values, for "
+                    f"config.{key}: got {shown(values[key])}, {len(values[key])} values; allowed: {wanted} values, for "
                     f"blocks {first} to {blocks} of the {blocks} blocks of {network}, or one for all of them"
                 )

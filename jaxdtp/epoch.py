@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdtp import networks
 from jaxdtp.alignment import gauss_newton_targets, jacobian_matching, match, target_matching
-from jaxdtp.data import Split
+from jaxdtp.data import Examples
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.parallel import divide_batch, keep_replicated
 from jaxdtp.step import (
     Metrics,
     Settings,
@@ -73,9 +75,9 @@ def train_steps(
     settings: Settings,
     preprocessing: Preprocessing,
     batch_size: int,
-    data: Split,
+    data: Examples,
+    order: jax.Array,
     key: jax.Array,
-    round: int,
     state: TrainState,
     totals: Metrics,
     first: int,
@@ -86,27 +88,27 @@ def train_steps(
     Args:
         step: `train_step` or `feedback_step`.
         network, settings, preprocessing, batch_size: what stays fixed.
-        data: the training split, on the device.
-        key: of all training randomness; folded with the round for the order, with the step for augmentation and noise.
-        round: number of the pass through the data, which decides the order of the examples.
+        data: uint8 images and labels, on the devices.
+        order: positions in `data`, batch after batch.
+        key: folded with the number of the step for augmentation and noise.
         state: before the steps; donated.
-        totals: step metrics summed so far in this round, at first `zero_metrics`; donated.
-        first: number of the first of these steps within the round.
+        totals: step metrics summed so far, at first `zero_metrics`; donated.
+        first: of the batches in `order`, the one to begin with.
         count: how many steps.
 
     Returns:
-        The state, the metrics summed over the round so far, and the number of steps that this call has done.
+        The state, the metrics summed so far, and the number of steps that this call has done.
     """
-    order_key, step_key = jax.random.split(key)
-    order = jax.random.permutation(jax.random.fold_in(order_key, round), len(data.labels))
+    mesh = settings.parallel and settings.parallel.mesh
 
     def run(carry):
         state, totals, done = carry
         chosen = jax.lax.dynamic_slice_in_dim(order, (first + done) * batch_size, batch_size)
-        augment_key, noise_key = jax.random.split(jax.random.fold_in(step_key, state.step))
-        images = normalise(preprocessing, augment(preprocessing, data.images[chosen], augment_key))
-        state, metrics = step(network, settings, state, images, data.labels[chosen], noise_key)
-        return state, jax.tree.map(jnp.add, totals, metrics), done + 1
+        images, labels = divide_batch(mesh, (data.images[chosen], data.labels[chosen]))
+        augment_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = normalise(preprocessing, augment(preprocessing, images, augment_key))
+        state, metrics = step(network, settings, state, images, labels, noise_key)
+        return keep_replicated(mesh, (state, jax.tree.map(jnp.add, totals, metrics), done + 1))
 
     def healthy(carry):
         _, totals, done = carry
@@ -125,59 +127,66 @@ def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Netwo
     return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "preprocessing", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("network", "preprocessing", "batch_size", "mesh"))
 def evaluate(
-    network: Network, preprocessing: Preprocessing, batch_size: int, params: NetworkParameters, data: Split
+    network: Network,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    mesh: Mesh | None,
+    params: NetworkParameters,
+    data: Examples,
+    order: jax.Array,
+    count: int,
 ) -> Metrics:
-    """'loss' (nats), 'top1' and, above 10 classes, 'top5' (shares), averaged over all examples of a split.
+    """'loss' (nats), 'top1' and, above 10 classes, 'top5' (shares), summed over examples.
 
     Args:
         network: the blocks.
         preprocessing: only its normalisation is used.
         batch_size: examples at a time.
+        mesh: devices to divide a batch among; None: one device.
         params: forward parameters by block name.
-        data: uint8 images and labels.
+        data: uint8 images and labels, on the devices.
+        order: positions in `data`.
+        count: how many of them, the first ones, are summed over.
     """
-    examples = len(data.labels)
 
     def batch_metrics(first):
-        # The last batch is filled up with copies of the last example, which count nothing.
+        # The last batch is filled up with copies of an example, which count nothing.
         index = first + jnp.arange(batch_size)
-        weights = (index < examples).astype(float)
-        chosen = jnp.minimum(index, examples - 1)
-        logits = networks.logits(network, params, normalise(preprocessing, data.images[chosen]))
-        metrics = classification_metrics(logits, data.labels[chosen], weights)
-        return jax.tree.map(lambda mean: mean * jnp.sum(weights), metrics)
+        weights = (index < count).astype(float)
+        chosen = order[jnp.minimum(index, count - 1)]
+        images, labels = divide_batch(mesh, (data.images[chosen], data.labels[chosen]))
+        logits = networks.logits(network, params, normalise(preprocessing, images))
+        metrics = classification_metrics(logits, labels, weights)
+        counted = jnp.sum(weights)
+        return jax.tree.map(lambda mean: jnp.where(counted > 0, mean * counted, 0.0), metrics)
 
-    sums = jax.lax.map(batch_metrics, jnp.arange(0, examples, batch_size))
-    return jax.tree.map(lambda values: jnp.sum(values) / examples, sums)
+    sums = jax.lax.map(batch_metrics, jnp.arange(0, len(order), batch_size))
+    return jax.tree.map(jnp.sum, sums)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("network", "settings", "preprocessing", "batch_size", "probes", "gauss_newton")
-)
+@functools.partial(jax.jit, static_argnames=("network", "settings", "preprocessing", "probes", "gauss_newton"))
 def measure_alignment(
     network: Network,
     settings: Settings,
     preprocessing: Preprocessing,
-    batch_size: int,
     probes: int,
     gauss_newton: bool,
     state: TrainState,
-    data: Split,
+    batch: Examples,
     key: jax.Array,
 ) -> Metrics:
-    """Jacobian and gradient matching in a step on the first batch of a split, as `alignment` measures them.
+    """Jacobian and gradient matching in a step on a batch, as `alignment` measures them.
 
     Where the rule says so, feedback weights are trained on the batch first, and thrown away afterwards.
 
     Args:
         network, settings, state: as in `train_step`; the rule has targets.
         preprocessing: only its normalisation is used.
-        batch_size: examples in the batch.
         probes: for each example.
         gauss_newton: whether to compare targets with those of Gauss-Newton, which takes one vjp for each class.
-        data: uint8 images and labels.
+        batch: uint8 images and labels.
         key: of noise and probes.
 
     Returns:
@@ -185,7 +194,8 @@ def measure_alignment(
         'bias_update_angle' (degrees), 'update_distance' (relative) and, if asked for, 'gauss_newton_angle' (degrees,
         of the change that a target asks for to that of the damped Gauss-Newton target) of all blocks.
     """
-    images, labels = normalise(preprocessing, data.images[:batch_size]), data.labels[:batch_size]
+    images, labels = divide_batch(settings.parallel and settings.parallel.mesh, tuple(batch))
+    images = normalise(preprocessing, images)
     noise_key, probe_key = jax.random.split(key)
     passes = networks.forward_passes(network, state.forward, images)
     feedback = state.feedback

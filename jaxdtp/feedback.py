@@ -42,7 +42,7 @@ class FeedbackTraining(NamedTuple):
         noise_scale: sigma, the standard deviation of the noise, in units of the activations.
         noise_samples: noise draws averaged in each update.
         optimizer: its state lives on from batch to batch.
-        examples: how many of the batch take part, the first ones; None for all.
+        examples: how many of the batch take part, evenly spread over it; None for all.
     """
 
     iterations: int
@@ -244,4 +244,12 @@ def train_feedback(
 def examples_of(training: FeedbackTraining, passes: list[Pass]) -> list[Pass]:
     """Passes of the examples that take part, each as often as there are noise samples: averaging over samples is
     averaging over a batch in which every example stands that many times."""
-    return jax.tree.map(lambda values: jnp.repeat(values[: training.examples], training.noise_samples, axis=0), passes)
+
+    def choose(values):
+        count = min(training.examples or len(values), len(values))
+        spread = len(values) // count
+        # Where a batch is divided among devices, each has as many of its own as the others, and none are sent.
+        chosen = values[: count * spread].reshape(count, spread, *values.shape[1:])[:, 0]
+        return jnp.repeat(chosen, training.noise_samples, axis=0)
+
+    return jax.tree.map(choose, passes)

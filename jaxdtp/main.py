@@ -1,89 +1,212 @@
 """The command: `python -m jaxdtp.main --config=configs/digits_mlp.py [--config.KEY=VALUE ...] [--workdir=DIR]`.
 
-Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 130 interrupted.
+Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 4 stopped by SIGTERM or SIGINT, with the
+state saved, 5 the workdir can't be written, 6 other hosts can't be reached, 130 interrupted with nothing to save.
 """
 
+import contextlib
+import os
 import re
+import runpy
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from absl import app, flags
+import jax
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdtp.config import RULES, ConfigError, check_key, resolve
+from jaxdtp import hosts
+from jaxdtp.config import RULES, ConfigError, check_key, default_config, described, one_line, resolve, shown
+from jaxdtp.hosts import StorageError
 from jaxdtp.reports import summary_table
-from jaxdtp.train import DivergedError, evaluate_best, train_and_evaluate
+from jaxdtp.rounds import DivergedError
+from jaxdtp.signals import StoppedError
+from jaxdtp.train import evaluate_best, train_and_evaluate
 
-FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, for example configs/digits_mlp.py.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; an existing one is continued. Default: a fresh one under runs/."
-)
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the best checkpoint in the workdir.")
+EXIT_CODES = {ConfigError: 2, DivergedError: 3, StoppedError: 4, StorageError: 5}
+
+
+class Arguments(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        config: of the run, validated.
+        config_file: where it comes from.
+        workdir: directory of the run; None for a fresh one.
+        mode: 'train' or 'eval'.
+        hosts: of `hosts.connect`: coordinator, num_processes, process_id and timeout.
+    """
+
+    config: ConfigDict
+    config_file: Path
+    workdir: Path | None
+    mode: str
+    hosts: tuple[str | None, int | None, int | None, int]
 
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
     try:
-        config = parse(argv)
-        workdir = Path(WORKDIR.value or default_workdir())
-        print(f"workdir: {workdir}")
-        summary = (train_and_evaluate if MODE.value == "train" else evaluate_best)(config, workdir)
-    except ConfigError as error:
+        arguments = parse(argv)
+        hosts.connect(*arguments.hosts)
+        with contextlib.redirect_stdout(sys.stdout if hosts.is_first() else open(os.devnull, "w")):
+            workdir = arguments.workdir or default_workdir(arguments.config_file)
+            print(f"workdir: {workdir}")
+            run = train_and_evaluate if arguments.mode == "train" else evaluate_best
+            print(summary_table(run(arguments.config, workdir)))
+        return 0
+    except tuple(EXIT_CODES) as error:
         print(f"jaxdtp: {error}", file=sys.stderr)
+        return EXIT_CODES[type(error)]
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            hosts.leave(f"lost the other hosts, or one of them failed: {one_line(error)}")
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"jaxdtp: out of memory: {one_line(error)}; allowed: smaller batches or networks", file=sys.stderr)
         return 2
-    except DivergedError as error:
-        print(f"jaxdtp: {error}", file=sys.stderr)
-        return 3
     except KeyboardInterrupt:
-        print("jaxdtp: interrupted; the same command with the same workdir goes on from here", file=sys.stderr)
+        print("jaxdtp: interrupted; the same command with the same workdir starts again", file=sys.stderr)
         return 130
-    print(summary_table(summary))
-    return 0
 
 
-def parse(argv: list[str]) -> ConfigDict:
-    """The validated configuration that the command line asks for.
+def parse(argv: list[str]) -> Arguments:
+    """What the command line `argv` asks for, its configuration validated.
 
     Raises:
-        ConfigError: a flag, a key or a value isn't allowed.
+        ConfigError: a flag, a key or a value isn't allowed, or the configuration file can't be loaded.
+        SystemExit: it asks for help, which has been printed.
     """
-    if not any(re.match(r"--?(config(=|$)|help)", argument) for argument in argv):
+    values = command_flags()
+    try:
+        rest = values(argv, known_only=True)
+    except (flags.Error, ValueError, OSError) as error:  # of --flagfile, too
+        raise ConfigError(f"command line: {described(error)}; allowed: --help lists the flags") from error
+    if values.help:
+        print(f"{__doc__}{values.get_help(include_special_flags=False)}")
+        raise SystemExit(0)
+    if not values.config:
         raise ConfigError("--config: missing; allowed: a configuration file, for example configs/digits_mlp.py")
+    workdir = values.workdir
+    if workdir is not None and not (workdir and workdir.isprintable()):
+        raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
+    overrides = parse_overrides(rest, list(values))
+    config = load_config(values.config, overrides)
+    config_file = Path(values.config.partition(":")[0])
+    return Arguments(
+        resolve(config, overrides),
+        config_file,
+        Path(workdir) if workdir else None,
+        values.mode,
+        (values.coordinator, values.num_processes, values.process_id, values.connect_timeout),
+    )
+
+
+def command_flags() -> flags.FlagValues:
+    """The flags of the command, without those of the configuration's keys."""
+    values = flags.FlagValues()
+    # Flags may stand behind the value of a configuration's key, which looks like the end of all flags until then.
+    values.set_gnu_getopt()
+    flags.DEFINE_string("config", None, "Configuration file, for example configs/digits_mlp.py.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run; an existing one is continued. Default: a fresh one under runs/.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "mode", "train", ["train", "eval"], "Train, or evaluate the best checkpoint in the workdir.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of the first of several hosts. TPU pods and Slurm steps need none of these three.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_processes", None, "How many hosts there are.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is: 0, 1, ...", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "connect_timeout",
+        300,
+        "Seconds in which the hosts must have found each other.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "Print this.", flag_values=values)
+    return values
+
+
+def parse_overrides(argv: list[str], known: list[str]) -> dict[str, Any]:
+    """Values of the flags --config.KEY, by key.
+
+    Args:
+        argv: a command line with no other flags.
+        known: names of the other flags, for errors.
+    """
     for argument in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             check_key(override[1])
-    app.define_help_flags()
+    values = flags.FlagValues()
     try:
-        unused = FLAGS(argv)[1:]
-    except flags.IllegalFlagValueError as error:
-        override = re.match(r"flag --config\.([^=]*)=(.*?): ", str(error))
-        if override and override[1] in RULES:
-            allowed = RULES[override[1]].allowed
-            raise ConfigError(f"config.{override[1]}: got {override[2]!r}; allowed: {allowed}") from error
-        raise ConfigError(one_line(error)) from error
-    except (flags.Error, AttributeError, KeyError) as error:
-        raise ConfigError(one_line(error)) from error
+        config_flags.DEFINE_config_dict("config", default_config(), flag_values=values, sys_argv=argv)
+        unused = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        allowed = ", ".join(f"--{name}" for name in known)
+        raise ConfigError(f"--{one_line(error.flagname)}: unknown flag; allowed: {allowed}, --config.KEY") from error
+    except Exception as error:  # Python's parser, which reads tuples, has its own
+        flag = re.match(r"flag --config\.([\w.]*)=(.*?): ", str(error), re.DOTALL)
+        if flag and flag[1] in RULES:
+            raise ConfigError(f"config.{flag[1]}: got {shown(flag[2])}; allowed: {RULES[flag[1]].allowed}") from error
+        raise ConfigError(f"command line: {described(error)}; allowed: --config.KEY=VALUE") from error
     if unused:
-        raise ConfigError(f"{unused[0]}: unexpected argument; allowed: flags, which begin with --")
+        raise ConfigError(f"{shown(unused[0])}: unexpected argument; allowed: flags, which begin with --")
+    return config_flags.get_override_values(values["config"])
+
+
+def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
+    """The configuration of a file, not validated yet.
+
+    Args:
+        source: the file's name, and after a colon, if there is one, what to call its `get_config` with.
+        overrides: values to set, by dotted key.
+
+    Raises:
+        ConfigError: the file can't be read, fails, or returns something else.
+    """
+    path, *argument = source.split(":", 1)
+    if not (path.isprintable() and os.path.isfile(path)):
+        raise ConfigError(
+            f"--config: got {shown(path)}; allowed: a configuration file, for example configs/digits_mlp.py"
+        )
     try:
-        values = CONFIG.value.to_dict()
-    except Exception as error:  # whatever the user's file raises
-        path = config_flags.get_config_filename(FLAGS["config"])
-        raise ConfigError(f"--config: can't load {path}: {one_line(error)}") from error
-    return resolve(ConfigDict(values), config_flags.get_override_values(FLAGS["config"]))
+        config = runpy.run_path(path)["get_config"](*argument)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's file raises, SystemExit too
+        raise ConfigError(
+            f"--config: can't load {path}: {described(error)}; allowed: a Python file with a function get_config"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config: get_config of {path} returns {shown(config)}; allowed: a ConfigDict, as from default_config()"
+        )
+    if overrides:
+        try:
+            with config.unlocked(), config.ignore_type():
+                config.update_from_flattened_dict(overrides)
+        except Exception as error:  # it is frozen, or a group is a value
+            raise ConfigError(
+                f"--config: can't set {', '.join(overrides)} in what get_config of {path} returns: {described(error)}; "
+                "allowed: a ConfigDict, as from default_config()"
+            ) from error
+    return config
 
 
-def default_workdir() -> str:
+def default_workdir(config_file: Path) -> Path:
     """A fresh directory under runs/, named after the config file and the time."""
-    name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return Path("runs", f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 if __name__ == "__main__":

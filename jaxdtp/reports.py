@@ -1,6 +1,7 @@
 """What a run tells: a line per epoch on the console, metrics.jsonl, TensorBoard, summary.json and the closing table."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,9 @@ def append_record(workdir: Path, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def read_records(workdir: Path, last_epoch: int) -> list[Record]:
-    """The epochs of metrics.jsonl up to `last_epoch`: a killed run may have written more epochs, and half a line, than
-    its last checkpoint knows of."""
+def read_records(workdir: Path, last_step: float = math.inf) -> list[Record]:
+    """The epochs of metrics.jsonl up to step `last_step`: a killed run may have written more epochs, and half a line,
+    than its last checkpoint knows of."""
     path = workdir / "metrics.jsonl"
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -86,7 +87,7 @@ def read_records(workdir: Path, last_epoch: int) -> list[Record]:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
-        if record["epoch"] <= last_epoch:
+        if record["step"] <= last_step:
             records.append(record)
     return records
 

@@ -1,5 +1,6 @@
 """One training step: forward pass, feedback training, targets, one forward update for all blocks together."""
 
+import functools
 from typing import NamedTuple
 
 import flax.struct
@@ -9,10 +10,11 @@ import optax
 
 from jaxdtp import networks, paths
 from jaxdtp.algorithms import Algorithm
-from jaxdtp.blocks import Pass
+from jaxdtp.blocks import Parameters, Pass
 from jaxdtp.feedback import FeedbackTraining, examples_of, train_feedback
 from jaxdtp.inverse import scale_by_influence
 from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.parallel import Parallel, divide_jobs
 from jaxdtp.paths import Paths, along_paths
 from jaxdtp.targets import local_gradients, output_target, propagate_targets
 
@@ -30,6 +32,7 @@ class Settings(NamedTuple):
         feedback: how the feedback weights of each path are trained; () where the rule never trains them.
         symmetric_init: whether feedback weights start as the transposed forward weights.
         scale_by_influence: whether `inverse.scale_by_influence` is applied to the targets.
+        parallel: how a step is divided among devices; None: it isn't.
     """
 
     algorithm: Algorithm
@@ -39,6 +42,7 @@ class Settings(NamedTuple):
     feedback: tuple[FeedbackTraining, ...] = ()
     symmetric_init: bool = False
     scale_by_influence: bool = False
+    parallel: Parallel | None = None
 
 
 @flax.struct.dataclass
@@ -164,24 +168,37 @@ def train_all_feedback(
         passes: as from `networks.forward_passes`.
         key: of the noise.
     """
-    algorithm = settings.algorithm
-    if algorithm.feedback_rule is None:
+    if not settings.feedback:
         return state.feedback, state.feedback_optimizer, {}
-    params, optimizer_states, losses = {}, {}, {}
-    for index, (path, training) in enumerate(zip(settings.paths, settings.feedback, strict=True)):
-        name = path.block.name
-        clean = along_paths(settings.paths, examples_of(training, passes))
-        params[name], optimizer_states[name], losses[name] = train_feedback(
-            algorithm.feedback_rule,
-            training,
-            path.block,
-            state.feedback[name],
-            state.feedback_optimizer[name],
-            algorithm.forward_map(settings.paths, index, state.forward, state.feedback, clean),
-            clean[index],
-            jax.random.fold_in(key, index),
-        )
+    jobs = {
+        path.block.name: functools.partial(train_one_feedback, settings, index)
+        for index, path in enumerate(settings.paths)
+    }
+    clean = [along_paths(settings.paths, examples_of(training, passes)) for training in settings.feedback]
+    if settings.parallel and settings.parallel.owners:
+        trained = divide_jobs(settings.parallel, jobs, clean, state, key)
+    else:
+        trained = [job(of_path, state, key) for job, of_path in zip(jobs.values(), clean, strict=True)]
+    params, optimizer_states, losses = (dict(zip(jobs, values, strict=True)) for values in zip(*trained, strict=True))
     return params, optimizer_states, losses
+
+
+def train_one_feedback(
+    settings: Settings, index: int, clean: list[Pass], state: TrainState, key: jax.Array
+) -> tuple[Parameters, optax.OptState, jax.Array]:
+    """As `train_all_feedback`, of the path with this index alone; `clean` are passes along all paths of the examples
+    that take part in it."""
+    algorithm, training, block = settings.algorithm, settings.feedback[index], settings.paths[index].block
+    return train_feedback(
+        algorithm.feedback_rule,
+        training,
+        block,
+        state.feedback[block.name],
+        state.feedback_optimizer[block.name],
+        algorithm.forward_map(settings.paths, index, state.forward, state.feedback, clean),
+        clean[index],
+        jax.random.fold_in(key, index),
+    )
 
 
 def backprop_gradients(

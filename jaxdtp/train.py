@@ -1,34 +1,41 @@
 """Training and evaluation of one configuration, from data to summary."""
 
+import contextlib
 import functools
 import json
-import time
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
-from orbax.checkpoint import CheckpointManager
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from jaxdtp import checkpoints, data, epoch, optimizers, plots, reports
-from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp import checkpoints, data, epoch, feeding, hosts, optimizers, plots, reports
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.build import build_network, build_preprocessing, build_settings, for_each, steps_in_epoch
-from jaxdtp.config import ConfigError, flatten
-from jaxdtp.data import Split
-from jaxdtp.networks import Network
-from jaxdtp.step import Metrics, TrainState, feedback_step, init_state, train_step
+from jaxdtp.build import (
+    build_network,
+    build_parallel,
+    build_preprocessing,
+    build_settings,
+    check_memory,
+    for_each,
+    steps_in_epoch,
+)
+from jaxdtp.checkpoints import Checkpoint
+from jaxdtp.claim import check, claim
+from jaxdtp.data import Examples
+from jaxdtp.epoch import Preprocessing
+from jaxdtp.feeding import Feed
+from jaxdtp.hosts import together
+from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.parallel import device_memory, make_mesh, replicate
+from jaxdtp.rounds import Progress, Run, round_at, train_round
+from jaxdtp.signals import stop_requests
+from jaxdtp.step import Metrics, Settings, TrainState, init_state
 
-SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves
-SECONDS_PER_LINE = 30.0  # between progress lines where there is no terminal
 EVALUATION_BATCH = 500
-
-
-class DivergedError(FloatingPointError):
-    """An activation, a loss or a weight is no longer finite."""
 
 
 def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
@@ -45,93 +52,78 @@ def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
 
 @in_precision
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
-    """Train, going on from the latest checkpoint in `workdir`, then evaluate the best epoch on the test data.
+    """Train on all devices of all hosts, going on from the newest intact checkpoint in `workdir`, then evaluate the
+    best epoch on the test data.
 
     Args:
         config: as from `config.resolve`.
-        workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, plots/ and summary.json.
+        workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, plots/ and summary.json, all written
+            by the first host.
 
     Returns:
         The content of summary.json, see `summarise`.
 
     Raises:
-        ConfigError: the configuration doesn't fit the data, or `workdir` belongs to another one.
+        ConfigError: the configuration doesn't fit the data or the devices, or `workdir` belongs to another one or is in
+            use.
         DivergedError: something became NaN or infinite; names the epoch, the block and the last good checkpoint.
+        StoppedError: SIGINT or SIGTERM was received; the state is saved.
+        hosts.StorageError: `workdir` can no longer be written.
     """
-    dataset = data.load(config.dataset, config.seed)
+    dataset = together(lambda: data.load(config.dataset, config.seed))
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    check_memory(config, network, device_memory())
     settings = build_settings(config, network, steps)
     preprocessing = build_preprocessing(config)
-    claim_workdir(workdir, config)
-
     init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = init_state(network, settings, init_key)
-    manager = checkpoints.open_checkpoints(workdir)
-    last_epoch = manager.latest_step() or 0
-    if last_epoch:
-        state = checkpoints.restore(manager, last_epoch, state)
-    records = reports.read_records(workdir, last_epoch)
-    reports.write_records(workdir, records)
+    fresh = Checkpoint(jax.device_get(init_state(network, settings, init_key)), -math.inf, Progress()._asdict())
+    settings = settings._replace(parallel=build_parallel(config, network, settings, fresh.state))
+    mesh, megabytes = settings.parallel.mesh, config.dataset.device_megabytes
 
-    sizes = " / ".join(str(len(split.labels)) for split in (dataset.train, dataset.validation, dataset.test))
-    print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
-    dataset = jax.device_put(dataset)
-    evaluate = functools.partial(epoch.evaluate, network, preprocessing, EVALUATION_BATCH)
-    constants = (network, settings, preprocessing, config.batch_size)
-    measured_every = config.alignment.every_epochs if settings.algorithm.target_rule else 0
-    rounds = {number: rounds_of_epoch(config, number) for number in range(last_epoch + 1, config.num_epochs + 1)}
-    start = time.perf_counter()
-    zeros, compiled = {}, {}
-    for kind in {kind: None for of_epoch in rounds.values() for kind, _ in of_epoch}:
-        zeros[kind] = epoch.zero_metrics(kind, network, settings)
-        lowered = epoch.train_steps.lower(kind, *constants, dataset.train, train_key, 0, state, zeros[kind], 0, 0)
-        compiled[kind] = lowered.compile()
-    if compiled:
-        print(f"{steps} steps per epoch, compiled in {time.perf_counter() - start:.1f} s for {jax.devices()[0]}")
-    print(reports.console_heading(), *map(reports.console_line, records), sep="\n", flush=True)
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
+        checkpoint, records = resume(workdir, fresh)
+        sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
+        print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
+        feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
+        kept = "streamed" if feed.window else "on the devices"
+        print(f"{steps} steps per epoch, images {kept}; {devices(settings)}")
+        validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
+        test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
+        directory = workdir / "checkpoints"
+        fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), directory)
+        run = Run(*fixed, stops=held.enter_context(stop_requests()), compiled={})
+        events = workdir / "tensorboard"
+        writer = SummaryWriter(str(events), purge_step=len(records) + 1, write_to_disk=hosts.is_first())
+        held.enter_context(writer)
+        print(reports.console_heading(), *map(reports.console_line, records), sep="\n", flush=True)
 
-    with SummaryWriter(str(workdir / "tensorboard"), purge_step=last_epoch + 1) as writer:
-        for number, of_epoch in rounds.items():
-            seconds = 0.0
-            for kind, round_number in of_epoch:
-                label = f"epoch {number}" if kind is train_step else f"epoch {number}, feedback alone"
-                advance = functools.partial(compiled[kind], dataset.train, train_key, round_number)
-                # The sums are donated: every round needs its own zeros.
-                start_totals = jax.tree.map(jnp.copy, zeros[kind])
-                state, sums, took = train_round(advance, state, start_totals, steps, config.batch_size, label)
-                if fault := find_fault(network, state, sums):
-                    good = manager.latest_step()
-                    where = f"epoch {good} in {manager.directory}" if good else "none yet"
-                    raise DivergedError(f"{label}, step {state.step}: {fault}; last good checkpoint: {where}")
-                seconds += took
-                if kind is train_step:
-                    totals = sums
-
-            record = {"epoch": number, "step": int(state.step), "seconds": seconds}
-            record["images_per_second"] = steps * config.batch_size / seconds
-            record |= learning_rates(config, list(state.feedback_optimizer), steps, number)
-            record |= reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_")
-            if settings.algorithm.paths == "consecutive":
-                record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
-            if measured_every and number % measured_every == 0:
-                key = jax.random.fold_in(measure_key, number)
-                what = (config.alignment.probes, config.alignment.gauss_newton)
-                matching = epoch.measure_alignment(*constants, *what, state, dataset.train, key)
-                record |= reports.flat_metrics(matching)
-            if len(dataset.validation.labels):
-                record |= reports.flat_metrics(evaluate(state.forward, dataset.validation), "validation_")
+        state, progress = replicate(mesh, checkpoint.state), Progress(**checkpoint.progress)
+        done = int(checkpoint.state.step)
+        while (round := round_at(config, done // steps + 1)).epoch <= config.num_epochs:
+            state, progress = train_round(run, round, state, progress)
+            done = round.number * steps
+            if not round.last:
+                continue
+            record = {"epoch": round.epoch, "step": done, "seconds": progress.seconds}
+            record["images_per_second"] = steps * config.batch_size / progress.seconds
+            record |= learning_rates(config, list(state.feedback_optimizer), steps, round.epoch)
+            record |= progress.metrics
+            record |= measure(run, round.epoch, state, jax.random.fold_in(measure_key, round.epoch))
+            if len(validation.split.rows):
+                found = evaluate(network, preprocessing, state.forward, validation)
+                record |= reports.flat_metrics(found, "validation_")
             records.append(record)
-            reports.append_record(workdir, record)
-            reports.write_tensorboard(writer, record)
+            progress = Progress()
+            # Without validation data the last epoch is the best.
+            score = record.get("validation_top1", float(round.epoch))
+            ended = Checkpoint(jax.device_get(state), score, progress._asdict())
+            together(functools.partial(write_epoch, run, writer, record, ended), first_alone=True)
             print(reports.console_line(record), *reports.target_warnings(record), sep="\n", flush=True)
-            if number % config.checkpoint_every_epochs == 0 or number == config.num_epochs:
-                # Without validation data the last epoch is the best.
-                checkpoints.save(manager, number, state, score=record.get("validation_top1", number))
 
-    summary = summarise(evaluate, manager, state, dataset.test, records)
-    reports.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plots.plot_run(workdir, records, title=f"{config.algorithm}, {config.network.name}, {config.dataset.name}")
+        summary = summarise(workdir, network, preprocessing, fresh.state, test, records)
+        together(lambda: write_summary(config, workdir, records, summary), first_alone=True)
     return summary
 
 
@@ -145,125 +137,82 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     Raises:
         ConfigError: `workdir` holds no checkpoint, or belongs to another configuration.
     """
-    dataset = data.load(config.dataset, config.seed)
+    dataset = together(lambda: data.load(config.dataset, config.seed))
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
-    manager = checkpoints.open_checkpoints(workdir) if (workdir / "checkpoints").is_dir() else None
-    if manager is None or manager.latest_step() is None:
-        raise ConfigError(f"--workdir: {workdir} holds no checkpoints; allowed: the workdir of a training run")
-    claim_workdir(workdir, config)
-    state = init_state(network, settings, jax.random.key(config.seed))
-    evaluate = functools.partial(epoch.evaluate, network, build_preprocessing(config), EVALUATION_BATCH)
-    records = reports.read_records(workdir, manager.latest_step())
-    return summarise(evaluate, manager, state, jax.device_put(dataset.test), records)
+    together(lambda: check(workdir, config), first_alone=True)
+    like = jax.device_get(init_state(network, settings, jax.random.key(config.seed)))
+    records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
+    test = feeding.open_feed(dataset.test, make_mesh(), EVALUATION_BATCH, config.dataset.device_megabytes)
+    return summarise(workdir, network, build_preprocessing(config), like, test, records)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Create `workdir` for this configuration, or check that it belongs to it.
-
-    Raises:
-        ConfigError: it belongs to another configuration; names the keys that differ.
-    """
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(flatten(config)))
-    if not path.exists():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            reports.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir: can't write to {workdir} ({error}); allowed: a writable directory"
-            ) from error
-        return
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: isn't valid JSON ({error}); allowed: the file as a training run wrote it"
-        ) from error
-    differing = [
-        f"{key} (there {found.get(key)!r}, here {wanted.get(key)!r})"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+def devices(settings: Settings) -> str:
+    """What a run is divided among, in words."""
+    mesh, owners = settings.parallel
+    words = f"{mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} host(s)"
+    groups = [
+        "+".join(path.block.name for path, owner in zip(settings.paths, owners, strict=True) if owner == group)
+        for group in range(mesh.shape["layer"] if owners else 0)
     ]
-    if differing:
-        raise ConfigError(
-            f"--workdir: {workdir} belongs to a run with another configuration: {', '.join(differing)}; "
-            "allowed: the same configuration, or another directory"
+    return f"{words}, feedback by groups: {' | '.join(groups)}" if groups else words
+
+
+def resume(workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.Record]]:
+    """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
+
+    def read():
+        found = checkpoints.restore_newest(checkpoints.open_checkpoints(workdir), fresh.state) or fresh
+        records = reports.read_records(workdir, int(found.state.step))
+        reports.write_records(workdir, records)
+        return found, records
+
+    found, records = together(read, first_alone=True) or (fresh, [])
+    progress, records = hosts.json_of_first([found.progress, records])
+    return Checkpoint(hosts.of_first(found.state), found.score, progress), records
+
+
+def evaluate(network: Network, preprocessing: Preprocessing, params: NetworkParameters, feed: Feed) -> Metrics:
+    """`epoch.evaluate`, averaged over all examples of a split."""
+    examples = len(feed.split.rows)
+    total = {}
+    for window in feeding.windows(feed, np.arange(examples)):
+        sums = epoch.evaluate(
+            network, preprocessing, feed.batch_size, feed.mesh, params, window.data, window.order, window.examples
         )
+        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
+    return {name: value / examples for name, value in total.items()}
 
 
-def rounds_of_epoch(config: ConfigDict, number: int) -> list[tuple[Callable, int]]:
-    """The passes through the data that epoch `number` = 1, 2, ... consists of: the step of each, and its number from
-    the run's beginning."""
-    if ALGORITHMS[config.algorithm].feedback_rule is None:
-        return [(train_step, number)]
-    alone, extra = config.feedback.pretraining_epochs, config.feedback.extra_epochs
-    first = alone + (number - 1) * (1 + extra) + 1
-    before = range(1, first) if number == 1 else ()
-    after = range(first + 1, first + 1 + extra)
-    return [
-        *((feedback_step, index) for index in before),
-        (train_step, first),
-        *((feedback_step, index) for index in after),
-    ]
+def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports.Record:
+    """What is measured after epoch `number` on the weights alone and, in some epochs, on the first examples of the
+    training data."""
+    record, config, algorithm = {}, run.config, run.settings.algorithm
+    if algorithm.paths == "consecutive" and run.settings.paths:
+        record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
+    every = config.alignment.every_epochs
+    if every and number % every == 0 and algorithm.target_rule:
+        split = run.feed.split
+        rows = split.rows[: config.batch_size]
+        batch, key = replicate(run.feed.mesh, (Examples(split.images[rows], split.labels[rows]), key))
+        what = (config.alignment.probes, config.alignment.gauss_newton)
+        matching = epoch.measure_alignment(run.network, run.settings, run.preprocessing, *what, state, batch, key)
+        record |= reports.flat_metrics(matching)
+    return record
 
 
-def train_round(
-    advance: Callable, state: TrainState, totals: Metrics, steps: int, batch_size: int, label: str
-) -> tuple[TrainState, Metrics, float]:
-    """One pass through the data in calls of about a second, with a progress bar on a terminal and now and then a line
-    elsewhere.
-
-    Args:
-        advance: `advance(state, totals, first, count)`, as `epoch.train_steps` with what stays fixed filled in.
-        state: at the start of the round.
-        totals: zero metrics.
-        steps: in the round.
-        batch_size: images per step.
-        label: what to call the round.
-
-    Returns:
-        The state after the round (or after the first step that wasn't finite), the metrics summed over its steps, and
-        the seconds it took.
-    """
-    start = last_line = time.perf_counter()
-    done, count = 0, 1
-    with tqdm(total=steps * batch_size, desc=label, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
-        while done < steps:
-            count = min(count, steps - done)
-            state, totals, ran = advance(state, totals, done, count)
-            done += int(ran)
-            bar.update(int(ran) * batch_size)
-            if ran < count:
-                break
-            loss = f"loss {float(totals['loss']) / done:.4f}"
-            bar.set_postfix_str(loss)
-            now = time.perf_counter()
-            seconds_per_step = (now - start) / done
-            if bar.disable and now - last_line > SECONDS_PER_LINE:
-                left = tqdm.format_interval((steps - done) * seconds_per_step)
-                speed = f"{batch_size / seconds_per_step:.0f} images/s"
-                print(f"{label}: step {done}/{steps}, {loss}, {speed}, {left} left", flush=True)
-                last_line = now
-            count = max(1, round(SECONDS_PER_CALL / seconds_per_step))
-    return state, jax.device_get(totals), time.perf_counter() - start
+def write_epoch(run: Run, writer: SummaryWriter, record: reports.Record, ended: Checkpoint) -> None:
+    """An epoch's metrics and, every so many epochs and after the last one, its checkpoint."""
+    reports.append_record(run.directory.parent, record)
+    reports.write_tensorboard(writer, record)
+    if record["epoch"] % run.config.checkpoint_every_epochs == 0 or record["epoch"] == run.config.num_epochs:
+        checkpoints.save(run.directory, ended)
 
 
-def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | None:
-    """What is not finite, beginning with what would be the cause of the rest; None if all is well."""
-    for metric, words in (("activation", "activations"), ("feedback_loss", "feedback loss")):
-        for block in network:
-            value = totals[metric].get(block.name, 0.0)
-            if not jnp.isfinite(value):
-                return f"the {words} of block {block.name} became {value}"
-    if not jnp.isfinite(totals["loss"]):
-        return f"the training loss became {totals['loss']}"
-    for block in network:
-        weights = (state.forward[block.name], state.feedback.get(block.name))
-        if not all(jnp.isfinite(array).all() for array in jax.tree.leaves(weights)):
-            return f"the weights of block {block.name} are no longer finite"
-    return None
+def write_summary(config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record) -> None:
+    """summary.json and the figures."""
+    reports.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    plots.plot_run(workdir, records, title=f"{config.algorithm}, {config.network.name}, {config.dataset.name}")
 
 
 def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: int) -> reports.Record:
@@ -277,7 +226,12 @@ def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: i
 
 
 def summarise(
-    evaluate: Callable, manager: CheckpointManager, like: TrainState, test: Split, records: list[reports.Record]
+    workdir: Path,
+    network: Network,
+    preprocessing: Preprocessing,
+    like: TrainState,
+    test: Feed,
+    records: list[reports.Record],
 ) -> reports.Record:
     """Test metrics of the best checkpoint, and the cost of the run.
 
@@ -285,14 +239,17 @@ def summarise(
         'test_accuracy' (share, 0 to 1), 'test_loss' (nats), 'test_top5' (above 10 classes), 'best_epoch', 'epochs',
         'seconds' (of training) and 'images_per_second'.
     """
-    best = manager.best_step()
-    metrics = reports.flat_metrics(evaluate(checkpoints.restore(manager, best, like).forward, test), "test_")
+    best = together(lambda: checkpoints.restore_best(workdir / "checkpoints", like).state, first_alone=True)
+    best = hosts.of_first(best or like)
+    metrics = evaluate(network, preprocessing, replicate(test.mesh, best.forward), test)
+    metrics = reports.flat_metrics(metrics, "test_")
     metrics["test_accuracy"] = metrics.pop("test_top1")
     seconds = sum(record["seconds"] for record in records)
     images = sum(record["seconds"] * record["images_per_second"] for record in records)
+    (best_epoch,) = [record["epoch"] for record in records if record["step"] == best.step] or [0]
     return metrics | {
-        "best_epoch": best,
-        "epochs": records[-1]["epoch"],
+        "best_epoch": best_epoch,
+        "epochs": len(records),
         "seconds": seconds,
         "images_per_second": images / seconds,
     }

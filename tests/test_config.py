@@ -1,14 +1,19 @@
 """Configuration: what is refused, in which words, and what an algorithm's own published settings change."""
 
+import contextlib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.build import build_network, build_settings
+from jaxdtp.build import build_network, build_settings, check_memory, steps_in_epoch
 from jaxdtp.config import RULES, ConfigError, default_config, flatten, resolve
+from jaxdtp.data import Dataset, Split
 from jaxdtp.optimizers import schedule
+from jaxdtp.step import init_state
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -53,7 +58,7 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("num_epochs", 0, "got 0; allowed: a whole number of 1 or more"),
+        ("num_epochs", 0, "got 0; allowed: a whole number from 1 to 1000000"),
         ("num_epochs", True, "got True"),
         ("beta", float("nan"), "got nan; allowed: a number above 0"),
         ("beta", "0.5", "got '0.5'"),
@@ -68,7 +73,13 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("algorithm", "backprop", "allowed: one of ldrl, ldrl_parallel, ldrl_fast, dtp, "),
         ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
         ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
-        ("network.hidden", (8, -1), "each item a whole number of 1 or more"),
+        ("network.hidden", (8, -1), "each item a whole number from 1 to 1000000"),
+        ("network.hidden", (10**12,), "got (1000000000000,); allowed: a tuple of up to 100, each item a whole number"),
+        ("network.hidden", {"a": 1}, "allowed: a tuple"),
+        ("seed", 2**32, "got 4294967296; allowed: a whole number from 0 to 4294967295"),
+        ("beta", 1e-300, "got 1e-300; allowed: a number above 0 (from 1e-30 to 1e30)"),
+        ("network", 3, "got 3; allowed: a group of keys"),
+        ("when", None, "got None; allowed: a group of keys"),
         ("feedback.iterations", (3, 3, 3), "3 values; allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp"),
         ("forward.rate_factors", (1.0, 2.0), "2 values; allowed: 3 values, for blocks 1 to 3 of the 3 blocks of mlp"),
         ("forward.adam_betas", (0.9,), "allowed: a tuple of two, each a number from 0 to below 1"),
@@ -101,11 +112,25 @@ def test_unknown_and_missing_keys_are_named():
         resolve(config)
     config = default_config()
     config.when = {"bp": {"forward": {"speed": 1.0}}}
-    with pytest.raises(ConfigError, match=r"config.forward.speed: unknown key"):
+    with pytest.raises(ConfigError, match=r"config.when.bp.forward.speed: unknown key"):
+        resolve(config)
+    config.when = {"bp": {"forward": {"learning_rate": "x"}}}
+    with pytest.raises(ConfigError, match=r"config.when.bp.forward.learning_rate: got 'x'; allowed: a number above 0"):
+        resolve(config)
+    config.when = {"bp": {"algorithm": "ldrl"}}
+    with pytest.raises(ConfigError, match=r"config.when.bp.algorithm: got 'ldrl'; allowed: every other key"):
         resolve(config)
     config.when = {"bpp": {"forward": {"learning_rate": 1.0}}}
     with pytest.raises(ConfigError, match=r"config.when.bpp: unknown algorithm; allowed: ldrl, ldrl_parallel, "):
         resolve(config)
+
+
+def test_resolved_values_have_one_type_for_each_key():
+    config = default_config()
+    with config.ignore_type():
+        config.beta, config.network.hidden, config.feedback.noise_scale = 1, [8, 8], [1]
+    resolved = resolve(config)
+    assert repr((resolved.beta, resolved.network.hidden, resolved.feedback.noise_scale)) == "(1.0, (8, 8), (1.0,))"
 
 
 def test_feedback_settings_need_not_fit_where_there_is_no_feedback():
@@ -144,3 +169,81 @@ def test_batch_share_becomes_examples():
     assert [training.examples for training in build_settings(resolve(config), network, 10).feedback] == [3, 1]
     config.feedback.batch_share = (1.0,)
     assert [training.examples for training in build_settings(resolve(config), network, 10).feedback] == [30, 30]
+
+
+def test_networks_that_do_not_fit_the_images():
+    config = resolve(load(CONFIGS[0].with_name("cifar10_vgg.py")))
+    with pytest.raises(
+        ConfigError, match=r"^config.network.channels: got .* images of shape \(16, 16, 3\): block conv_4"
+    ):
+        build_network(config, (16, 16, 3), 10)
+
+
+@pytest.mark.parametrize("algorithm", ["ldrl", "ddtp_rhl", "bp"])
+def test_what_memory_does_not_hold(algorithm):
+    config = default_config()
+    config.algorithm, config.feedback.optimizer, config.forward.optimizer = algorithm, "adam", "adam"
+    network = build_network(resolve(config), (8, 8, 1), 10)
+    settings = build_settings(resolve(config), network, 10)
+    state = sum(array.nbytes for array in jax.tree.leaves(init_state(network, settings, jax.random.key(0))))
+    check_memory(resolve(config), network, 4 * state)
+    with pytest.raises(
+        ConfigError, match=r"^config.network: got {.*'hidden': \(256, 256\).*}, which needs [\de.-]+ GB"
+    ):
+        check_memory(resolve(config), network, state - 1)
+    with pytest.raises(ConfigError, match=r"^config.batch_size: got 128, which needs [\de.-]+ GB"):
+        check_memory(resolve(config), network, state)
+    if settings.algorithm.feedback_rule:
+        config.feedback.noise_samples = (1, 10**6)
+        with pytest.raises(
+            ConfigError, match=r"^config.feedback.noise_samples: got \(1, 1000000\), which needs 131 GB"
+        ):
+            check_memory(resolve(config), network, 10**10)
+    config.network.hidden = (10**6,) * 5
+    config.feedback.noise_samples = (1,)
+    network = build_network(resolve(config), (8, 8, 1), 10)
+    with pytest.raises(ConfigError, match=r"^config.network: got "):
+        check_memory(resolve(config), network, 10**12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 101}, "config.batch_size: got 101; allowed: up to 100"),
+        ({"steps_per_epoch": 11}, "config.steps_per_epoch: got 11; allowed: up to 10, the full batches of 10"),
+        ({"num_epochs": 10**6}, None),
+        (
+            {"num_epochs": 10**6, "feedback.extra_epochs": 1},
+            "2000000 times through the data, with 10 steps each; allowed: ",
+        ),
+        ({"num_epochs": 10**6, "feedback.extra_epochs": 1, "algorithm": "bp"}, None),
+        ({"num_epochs": 2, "feedback.pretraining_epochs": 999_999}, "up to 1000000 times"),
+    ],
+)
+def test_steps_in_an_epoch_and_in_a_run(changes, words):
+    config = default_config()
+    config.update_from_flattened_dict({"batch_size": 10} | changes)
+    split = Split(np.zeros((100, 8, 8, 1), np.uint8), np.zeros(100, np.int32), np.arange(100))
+    dataset = Dataset(split, split, split, 10)
+    with pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext():
+        assert steps_in_epoch(resolve(config), dataset) == 10
+
+
+def test_a_run_has_no_more_steps_than_int32_counts():
+    config = default_config()
+    config.batch_size, config.num_epochs = 1, 2**31 // 3000 + 1
+    split = Split(np.zeros((3000, 1, 1, 1), np.uint8), np.zeros(3000, np.int32), np.arange(3000))
+    with pytest.raises(ConfigError, match=r"config.num_epochs: got 715828, .* up to 715827 times"):
+        steps_in_epoch(resolve(config), Dataset(split, split, split, 10))
+
+
+def test_no_data_left_for_training():
+    config = default_config()
+    config.dataset.validation_fraction = 0.9999
+    none, some = (
+        Split(np.zeros((size, 1, 1, 1), np.uint8), np.zeros(size, np.int32), np.arange(size)) for size in (0, 30)
+    )
+    with pytest.raises(
+        ConfigError, match=r"config.dataset.validation_fraction: got 0.9999; allowed: .* of the 30 images"
+    ):
+        steps_in_epoch(resolve(config), Dataset(none, some, some, 10))

@@ -1,0 +1,52 @@
+"""Running the command as a user does, and reading what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxdtp import checkpoints, data
+from jaxdtp.build import build_network, build_settings, steps_in_epoch
+from jaxdtp.config import default_config, resolve
+from jaxdtp.step import init_state
+
+ROOT = Path(__file__).parents[1]
+TIMINGS = ("seconds", "images_per_second")
+
+
+def command(config, *arguments):
+    return [sys.executable, "-m", "jaxdtp.main", f"--config={ROOT}/configs/{config}.py", *arguments]
+
+
+def run(config, *arguments, cwd=ROOT, devices=1):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(
+        command(config, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+def start(config, *arguments):
+    """The command, running; its output is read from `process.stdout`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(config, *arguments), cwd=ROOT, **pipes)
+
+
+def records(workdir, without=()):
+    """The epochs of metrics.jsonl, without some of their keys."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in without} for line in lines]
+
+
+def final_state(workdir):
+    """The arrays of the latest checkpoint."""
+    config = default_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(json.loads((workdir / "config.json").read_text()))
+    config = resolve(config)
+    dataset = data.load(config.dataset, config.seed)
+    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    like = init_state(network, build_settings(config, network, steps_in_epoch(config, dataset)), jax.random.key(0))
+    return checkpoints.restore_newest(workdir / "checkpoints", like).state

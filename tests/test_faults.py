@@ -1,0 +1,239 @@
+"""Signals, kills at any moment, damaged checkpoints, full disks, two runs in one workdir: nothing is lost."""
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from commands import ROOT, TIMINGS, command, final_state, records, run, start
+from filelock import FileLock
+
+from jaxdtp import checkpoints
+from jaxdtp.checkpoints import Checkpoint
+from jaxdtp.config import ConfigError
+from jaxdtp.hosts import StorageError
+from jaxdtp.step import TrainState
+
+# Streamed batch by batch, so that a step is a call of its own, and signals stop a run within an epoch.
+SHORT = ("--config.num_epochs=3", "--config.dataset.device_megabytes=0", "--config.dataset.validation_fraction=0.5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    result = run("digits_mlp", *SHORT, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def assert_same_end(workdir, whole):
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(whole))
+    assert records(workdir, TIMINGS) == records(whole, TIMINGS)
+
+
+def test_signals_stop_save_and_exit_4_and_the_run_goes_on(whole, tmp_path):
+    stopped = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+        for line in process.stdout:
+            if "compiled in" in line:
+                break
+        time.sleep(0.2)
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait() == 4, rest
+        assert f"jaxdtp: {signal.Signals(number).name}: stopped and saved after epoch " in rest
+        assert "Traceback" not in rest
+        stopped.append(int(final_state(tmp_path).step))
+    steps_per_epoch = records(whole)[0]["step"]
+    assert any(step % steps_per_epoch for step in stopped)
+    result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(whole, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole, workdir)
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    flip_a_bit(largest)
+    result = run("digits_mlp", *SHORT, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert f"the checkpoint of step {newest.name} in " in result.stdout
+    assert "is damaged, so another one is used" in result.stdout
+    assert list((workdir / "damaged").glob(f"{newest.name}-*"))
+    assert_same_end(workdir, whole)
+
+
+def test_a_second_run_in_a_workdir_is_refused(whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with FileLock(whole / "lock"):
+        result = run("digits_mlp", *SHORT, f"--workdir={whole}")
+    assert result.returncode == 2
+    assert result.stderr == f"jaxdtp: --workdir: {whole} is in use by another run; allowed: one run at a time\n"
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_ends_in_one_line_and_exit_5(tmp_path):
+    """The room is taken by a limit on the size of files, at which the system fails as at the end of a disk."""
+    arguments = command("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=300)
+    assert result.returncode == 5, result.stderr
+    assert "jaxdtp: --workdir: can't save step " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert checkpoints.saved_steps(tmp_path / "checkpoints") == []
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << random.Random(str(path)).randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def checkpoint(step, score=0.0):
+    """As small as a state can be."""
+    rng = np.random.default_rng(step)
+    weights = {"fc": {"kernel": rng.normal(size=(50, 30)).astype(np.float32), "bias": np.zeros(3, np.float32)}}
+    return Checkpoint(TrainState(np.array(step, np.int32), weights, weights, (), {}), score, {"seconds": float(step)})
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, os.unlink])
+def test_any_damage_to_any_file_is_harmless_or_found(tmp_path, capsys, damage):
+    """What is restored is either what was saved, or the checkpoint before it: never anything else."""
+    older, newer = checkpoint(1), checkpoint(2)
+    found = 0
+    directory = checkpoints.open_checkpoints(tmp_path / "0")
+    for one in (older, newer):
+        checkpoints.save(directory, one)
+    files = sorted(path.relative_to(directory) for path in (directory / "2").rglob("*") if path.is_file())
+    assert len(files) > 5
+    for index, file in enumerate(files):
+        damaged = tmp_path / f"damaged-{index}"
+        shutil.copytree(directory, damaged / "checkpoints")
+        damage(damaged / "checkpoints" / file)
+        restored = checkpoints.restore_newest(damaged / "checkpoints", newer.state)
+        expected = older if restored.state.step == 1 else newer
+        jax.tree.map(np.testing.assert_array_equal, restored.state, expected.state)
+        assert restored[1:] == expected[1:]
+        fell_back = expected is older
+        assert ("the checkpoint of step 2" in capsys.readouterr().out) == fell_back
+        assert checkpoints.saved_steps(damaged / "checkpoints") == ([1] if fell_back else [1, 2])
+        found += fell_back
+    assert found == len(files)
+
+
+def test_without_an_intact_checkpoint_nothing_begins_anew(tmp_path):
+    directory = checkpoints.open_checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(directory, checkpoint(step))
+        shutil.rmtree(directory / str(step) / "state")
+    with pytest.raises(ConfigError, match=r"all checkpoints in .* are damaged \(steps 2, 1\); allowed: "):
+        checkpoints.restore_newest(directory, checkpoint(0).state)
+    assert checkpoints.saved_steps(directory) == [1, 2]
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path):
+    directory = checkpoints.open_checkpoints(tmp_path)
+    for step, score in enumerate((0.5, 0.9, 0.7, -np.inf, 0.9, 0.8, 0.8), start=1):
+        checkpoints.save(directory, checkpoint(step, score))
+    assert checkpoints.saved_steps(directory) == [5, 6, 7]
+    assert checkpoints.restore_best(directory, checkpoint(0).state).state.step == 5
+    assert checkpoints.restore_newest(directory, checkpoint(0).state).state.step == 7
+    # What a killed run leaves is neither counted nor kept.
+    (directory / "8.orbax-checkpoint-tmp").mkdir()
+    (directory / "4.deleted").mkdir()
+    assert checkpoints.saved_steps(directory) == [5, 6, 7]
+    checkpoints.open_checkpoints(tmp_path)
+    assert sorted(path.name for path in directory.iterdir()) == ["5", "6", "7"]
+    with pytest.raises(ConfigError, match="holds no checkpoints"):
+        checkpoints.restore_best(tmp_path / "none", checkpoint(0).state)
+
+
+def test_what_cannot_be_saved_disturbs_nothing(tmp_path):
+    directory = checkpoints.open_checkpoints(tmp_path)
+    checkpoints.save(directory, checkpoint(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"can't save step 2 in .*; allowed: a writable directory with room"):
+            checkpoints.save(directory, checkpoint(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.saved_steps(directory) == [1]
+    checkpoints.save(directory, checkpoint(2))
+    assert checkpoints.restore_newest(directory, checkpoint(0).state).state.step == 2
+
+
+KILLS = 50
+
+
+def run_in_fork(arguments):
+    """The command, in a process that has everything imported already."""
+    from jaxdtp import main
+
+    os.setsid()
+    os.close(1)
+    os.open(os.devnull, os.O_WRONLY)
+    os._exit(main.main(arguments))
+
+
+@pytest.mark.slow
+def test_50_kills_at_random_moments(tmp_path):
+    """Half of them at any moment, half as soon as a save is seen to have begun."""
+    options = ("--config.num_epochs=120", "--config.steps_per_epoch=3", "--config.dataset.device_megabytes=0")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = run("digits_mlp", *options, f"--workdir={whole}")
+    assert result.returncode == 0, result.stderr
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jaxdtp.main"])
+    arguments = ["jaxdtp", *command("digits_mlp", *options, f"--workdir={killed}")[3:]]
+    seed = int(time.time())
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    kills, inside_a_save, finished = 0, 0, False
+    while kills < KILLS:
+        assert not finished, f"finished after {kills} kills: too short"
+        process = context.Process(target=run_in_fork, args=(arguments,))
+        process.start()
+        before = set(unfinished(killed))
+        if kills % 2:
+            deadline = time.monotonic() + 60
+            while not set(unfinished(killed)) - before and process.is_alive():
+                assert time.monotonic() < deadline
+        else:
+            process.join(generator.uniform(0, 6))
+        finished = not process.is_alive() and process.exitcode == 0
+        process.kill()
+        process.join()
+        kills += 1
+        inside_a_save += bool(set(unfinished(killed)) - before)
+    assert inside_a_save >= KILLS / 5
+    result = run("digits_mlp", *options, f"--workdir={killed}")
+    assert result.returncode == 0, result.stderr
+    assert "damaged" not in result.stdout
+    assert not (killed / "damaged").exists()
+    assert_same_end(killed, whole)
+
+
+def unfinished(workdir):
+    """Directories of saves that have begun."""
+    directory = workdir / "checkpoints"
+    return [path.name for path in directory.iterdir() if not path.name.isdecimal()] if directory.is_dir() else []

@@ -1,0 +1,184 @@
+"""Any number of devices, along either axis of the mesh, gives the result of one device."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import stand_in
+from commands import TIMINGS, final_state, records, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdtp import build
+from jaxdtp.balance import balance
+from jaxdtp.config import ConfigError, default_config, resolve
+from jaxdtp.step import init_state
+
+TRAIN = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh
+from jaxdtp import build, data, epoch
+from jaxdtp.config import default_config, resolve
+from jaxdtp.parallel import AXES, Parallel, divide_rows, replicate
+from jaxdtp.step import init_state, train_step
+
+algorithm, channels, precision, meshes = json.loads(sys.argv[1])
+config = default_config()
+config.algorithm, config.batch_size, config.float64 = algorithm, 32, precision == "float64"
+config.network.name, config.network.channels = "lenet" if channels else "mlp", tuple(channels)
+config.network.hidden = (16,) * (3 - len(channels))
+config.dataset.crop_padding = 1
+config.forward.warmup_steps = 5
+config.feedback.iterations, config.feedback.learning_rate = (2,), (0.02,)
+config.feedback.batch_share = (0.3, 1.0, 0.5)
+config.target.scale_by_influence = algorithm == "inverse"
+config = resolve(config)
+with jax.enable_x64(config.float64):
+    split = data.load(config.dataset, 0).train
+    network = build.build_network(config, (8, 8, 1), 10)
+    settings = build.build_settings(config, network, 20)
+    preprocessing = build.build_preprocessing(config)
+    start = init_state(network, settings, jax.random.key(0))
+    order = np.random.default_rng(0).permutation(len(split.rows))[: 20 * 32].astype(np.int32)
+    results = []
+    for sizes, owners in meshes:
+        devices = np.array(jax.devices()[: sizes[0] * sizes[1]]).reshape(sizes)
+        mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+        here = settings._replace(parallel=Parallel(mesh, tuple(owners)))
+        examples = data.Examples(*(divide_rows(mesh, array, split.rows) for array in split[:2]))
+        totals = epoch.zero_metrics(train_step, network, here)
+        placed = replicate(mesh, (order, jax.random.key(1), start, totals))
+        state, totals, done = epoch.train_steps(
+            train_step, network, here, preprocessing, 32, examples, *placed, 0, 20
+        )
+        assert int(done) == 20
+        results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state.forward, state.feedback))])
+distances = [
+    max(float(np.linalg.norm(a - b) / np.linalg.norm(a)) for a, b in zip(results[0], other, strict=True) if a.any())
+    for other in results
+]
+initial = jax.tree.leaves((start.forward, start.feedback))
+moved = [float(np.linalg.norm(a - np.asarray(b))) for a, b in zip(results[0], initial, strict=True)]
+print(json.dumps([distances, moved]))
+"""
+
+ALONE = [(1, 1), ()]
+MESHES = [ALONE, [(8, 1), ()], [(3, 1), ()], [(1, 2), (0, 1, 0)], [(2, 3), (2, 0, 1)]]
+
+
+def distances(algorithm, channels, precision, meshes):
+    """The largest relative distance of any parameter, after 20 steps on each mesh, to those of the first mesh."""
+    environment = stand_in.environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    script = [sys.executable, "-c", TRAIN, json.dumps([algorithm, channels, precision, meshes])]
+    result = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    found, moved = json.loads(result.stdout)
+    assert max(moved) > 1e-2
+    return found
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "channels", "precision", "limit"),
+    [
+        ("ldrl", (), "float32", 1e-5),
+        pytest.param("ldrl", (8, 8), "float32", 1e-5, marks=slow),
+        pytest.param("ldrl", (8, 8), "float64", 1e-12, marks=slow),
+        pytest.param("ldrl_fast", (8, 8), "float32", 1e-5, marks=slow),
+        pytest.param("ldrl_fast", (8, 8), "float64", 1e-12, marks=slow),
+        pytest.param("dtpdrl", (8, 8), "float32", 1e-5, marks=slow),
+        pytest.param("ddtp_rhl", (8, 8), "float32", 1e-5, marks=slow),
+        pytest.param("inverse", (8, 8), "float64", 1e-12, marks=slow),
+    ],
+)
+def test_parameters_are_the_same_on_any_mesh(algorithm, channels, precision, limit):
+    assert max(distances(algorithm, channels, precision, MESHES)) < limit
+
+
+@pytest.mark.slow
+def test_parameters_are_the_same_on_any_number_of_devices():
+    meshes = [ALONE, *([(count, 1), ()] for count in range(2, 9))]
+    assert max(distances("ldrl", (8, 8), "float32", meshes)) < 1e-5
+
+
+@pytest.mark.slow
+def test_backprop_is_the_same_on_any_number_of_devices():
+    assert max(distances("bp", (8, 8), "float32", [ALONE, [(8, 1), ()], [(5, 1), ()]])) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_command_on_many_devices_with_layers_in_groups(tmp_path):
+    """By the command, and continued on another machine: 4 devices, then 3, then 1."""
+    short = ("--config.steps_per_epoch=5", "--config.batch_size=32")
+    alone = run("digits_mlp", *short, "--config.num_epochs=3", f"--workdir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    many = run(
+        "digits_mlp",
+        *short,
+        "--config.num_epochs=3",
+        "--config.parallel.layer_groups=2",
+        f"--workdir={tmp_path / 'many'}",
+        devices=4,
+    )
+    assert many.returncode == 0, many.stderr
+    assert "4 x cpu" in many.stdout
+    assert "feedback by groups: fc" in many.stdout
+    for ours, theirs in zip(records(tmp_path / "many", TIMINGS), records(tmp_path / "alone", TIMINGS), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    for ours, theirs in zip(
+        *(
+            [
+                np.asarray(leaf)
+                for part in (state.forward, state.feedback)
+                for block in part.values()
+                for leaf in block.values()
+            ]
+            for state in (final_state(tmp_path / "many"), final_state(tmp_path / "alone"))
+        ),
+        strict=True,
+    ):
+        assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    # It may go on elsewhere.
+    again = run("digits_mlp", *short, "--config.num_epochs=3", f"--workdir={tmp_path / 'many'}")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "groups", "words"),
+    [
+        ("ldrl", 3, "config.parallel.layer_groups: got 3; allowed: up to 2, the blocks whose feedback ldrl trains"),
+        ("bp", 2, "config.parallel.layer_groups: got 2; allowed: up to 1, the blocks whose feedback bp trains"),
+        ("ldrl", 2, "config.parallel.layer_groups: got 2; allowed: 1, which divide the 1 devices"),
+    ],
+)
+def test_impossible_groups_are_refused(algorithm, groups, words):
+    config = default_config()
+    config.algorithm, config.parallel.layer_groups = algorithm, groups
+    config = resolve(config)
+    network = build.build_network(config, (8, 8, 1), 10)
+    settings = build.build_settings(config, network, steps_per_epoch=1)
+    with pytest.raises(ConfigError) as error:
+        build.build_parallel(config, network, settings, init_state(network, settings, jax.random.key(0)))
+    assert str(error.value) == words
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=7), st.integers(1, 4))
+def test_groups_are_balanced(costs, groups):
+    """Every job has a group, and the most loaded one has at most 4/3 of the best possible (Graham 1969)."""
+    owners = balance(costs, groups)
+    assert len(owners) == len(costs)
+
+    def largest(owners):
+        return max(
+            sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == group) for group in range(groups)
+        )
+
+    best = min(largest(choice) for choice in itertools.product(range(groups), repeat=len(costs)))
+    assert largest(owners) <= 4 / 3 * best * (1 + 1e-9)
