@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, command, final_state, records, run
 
+from jaxdtp import main
+
 SHORT = ("--config.num_epochs=6", "--config.alignment.every_epochs=3")
 
 
@@ -143,27 +145,28 @@ def test_divergence_stops_with_the_block_and_exit_code_3(tmp_path):
         (["--mode=eval", "--workdir=/tmp/jaxdtp-none"], "/tmp/jaxdtp-none/checkpoints holds no checkpoints"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path):
-    result = run("digits_mlp", *arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(command("digits_mlp", *arguments)[2:]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_config_file_that_cannot_be_loaded(tmp_path):
+def test_a_config_file_that_cannot_be_loaded(tmp_path, capsys):
     for arguments in ([f"--config={tmp_path}/none.py"], ["--config.seed=1"]):
-        result = subprocess.run([sys.executable, "-m", "jaxdtp.main", *arguments], capture_output=True, text=True)
-        assert result.returncode == 2
-        assert result.stderr.startswith("jaxdtp: --config: ")
-        assert len(result.stderr.splitlines()) == 1
+        assert main.main(["jaxdtp", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("jaxdtp: --config: ")
+        assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("config", "algorithm"),
     [
-        ("digits_mlp", "ldrl"),
-        pytest.param("digits_mlp", "bp", marks=pytest.mark.slow),
+        pytest.param("digits_mlp", "ldrl", marks=pytest.mark.slow),
+        ("digits_mlp", "bp"),
         pytest.param("digits_mlp", "ldrl_fast", marks=pytest.mark.slow),
         pytest.param("digits_lenet", "ldrl_fast", marks=pytest.mark.slow),
         pytest.param("digits_lenet", "ldrl", marks=pytest.mark.slow),

@@ -128,6 +128,7 @@ def test_a_host_that_dies_ends_the_others_in_bounded_time(tmp_path):
         assert "Traceback" not in errors[0]
 
 
+@pytest.mark.slow
 def test_what_one_host_cannot_do_is_told_by_all(alone, tmp_path):
     """The workdir belongs to another configuration: only the first host looks, and all end."""
     codes, _, errors = finish(start_hosts(2, alone, "--config.beta=0.25"))
@@ -138,7 +139,7 @@ def test_what_one_host_cannot_do_is_told_by_all(alone, tmp_path):
     assert "host 0: --workdir: " in errors[1]
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_hosts_that_are_not_found_end_in_one_line_and_bounded_time(tmp_path, process):
     """Alone as the coordinator, or without one."""
     codes, _, (error,) = finish(start_hosts(2, tmp_path, "--connect_timeout=3", only=[process]), timeout=60)

@@ -22,7 +22,7 @@ def test_quickstart(monkeypatch):
     devices, accuracy, accuracies, divided = results
     assert devices.count("CpuDevice") == 2
     assert float(accuracy.strip("'").split("%")[0]) > 90
-    assert min(eval(accuracies).values()) > 0.8
+    assert min(eval(accuracies).values()) > 0.9
     assert float(divided) > 0.9
     figures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     assert len(figures) == 3

@@ -31,11 +31,11 @@ algorithm, channels, precision, meshes = json.loads(sys.argv[1])
 config = default_config()
 config.algorithm, config.batch_size, config.float64 = algorithm, 32, precision == "float64"
 config.network.name, config.network.channels = "lenet" if channels else "mlp", tuple(channels)
-config.network.hidden = (16,) * (3 - len(channels))
+config.network.hidden = (16,) if channels else (32, 16)
 config.dataset.crop_padding = 1
 config.forward.warmup_steps = 5
 config.feedback.iterations, config.feedback.learning_rate = (2,), (0.02,)
-config.feedback.batch_share = (0.3, 1.0, 0.5)
+config.feedback.batch_share = (0.3, 1.0, 0.5) if channels else (0.3, 1.0)
 config.target.scale_by_influence = algorithm == "inverse"
 config = resolve(config)
 with jax.enable_x64(config.float64):
@@ -99,7 +99,8 @@ slow = pytest.mark.slow
     ],
 )
 def test_parameters_are_the_same_on_any_mesh(algorithm, channels, precision, limit):
-    assert max(distances(algorithm, channels, precision, MESHES)) < limit
+    meshes = MESHES if channels else [ALONE, [(8, 1), ()], [(3, 2), (0, 1)]]
+    assert max(distances(algorithm, channels, precision, meshes)) < limit
 
 
 @pytest.mark.slow
