@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdtp.config import ConfigError
+from jaxdtp.config import ConfigError, one_line
 from jaxdtp.hosts import StorageError
 from jaxdtp.step import TrainState
 
@@ -73,7 +73,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
         unfinished.rename(path)
     except (OSError, ValueError) as error:
         raise StorageError(
-            f"--workdir: can't save step {step} in {directory} ({' '.join(str(error).split())[:300]}); allowed: a "
+            f"--workdir: can't save step {step} in {directory} ({one_line(str(error))}); allowed: a "
             "writable directory with room; the checkpoints of earlier steps are intact"
         ) from error
     steps = saved_steps(directory)
@@ -124,7 +124,7 @@ def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkp
         try:
             return _restore(directory, step, like)
         except Exception as error:  # whatever Orbax raises for whatever is wrong
-            why = " ".join(str(error).split())[:200]
+            why = one_line(str(error))
             print(f"the checkpoint of step {step} in {directory} is damaged, so another one is used: {why}", flush=True)
     if not steps:
         raise ConfigError(f"--workdir: {directory} holds no checkpoints; allowed: the workdir of a training run")

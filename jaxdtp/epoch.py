@@ -120,11 +120,18 @@ def train_steps(
 
 def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Network, settings: Settings) -> Metrics:
     """Metrics of `step` to start a round's sums from."""
+    shapes = _metric_shapes(step, network, settings, jnp.zeros(()).dtype)
+    return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
+
+
+# Every round asks, and the answer takes tracing a whole step.
+@functools.cache
+def _metric_shapes(step, network: Network, settings: Settings, dtype) -> Metrics:
     state = jax.eval_shape(functools.partial(init_state, network, settings), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *network[0].input_shape), jnp.zeros(()).dtype)
+    images = jax.ShapeDtypeStruct((1, *network[0].input_shape), dtype)
     labels = jax.ShapeDtypeStruct((1,), jnp.int32)
     _, metrics = jax.eval_shape(functools.partial(step, network, settings), state, images, labels, jax.random.key(0))
-    return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), metrics)
+    return metrics
 
 
 @functools.partial(jax.jit, static_argnames=("network", "preprocessing", "batch_size", "mesh"))

@@ -25,7 +25,6 @@ from jaxdtp.build import (
 )
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim
-from jaxdtp.data import Examples
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
@@ -192,9 +191,8 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
         record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
     every = config.alignment.every_epochs
     if every and number % every == 0 and algorithm.target_rule:
-        split = run.feed.split
-        rows = split.rows[: config.batch_size]
-        batch, key = replicate(run.feed.mesh, (Examples(split.images[rows], split.labels[rows]), key))
+        first = data.read(run.feed.split, np.arange(config.batch_size))
+        batch, key = replicate(run.feed.mesh, (first, key))
         what = (config.alignment.probes, config.alignment.gauss_newton)
         matching = epoch.measure_alignment(run.network, run.settings, run.preprocessing, *what, state, batch, key)
         record |= reports.flat_metrics(matching)
