@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -205,12 +204,13 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
     for metric, words in (("activation", "activations"), ("feedback_loss", "feedback loss")):
         for block in network:
             value = totals[metric].get(block.name, 0.0)
-            if not jnp.isfinite(value):
+            if not np.isfinite(value):
                 return f"the {words} of block {block.name} became {value}"
-    if not jnp.isfinite(totals["loss"]):
+    if not np.isfinite(totals["loss"]):
         return f"the training loss became {totals['loss']}"
+    forward, feedback = jax.device_get((state.forward, state.feedback))
     for block in network:
-        weights = (state.forward[block.name], state.feedback.get(block.name))
-        if not all(jnp.isfinite(array).all() for array in jax.tree.leaves(weights)):
+        weights = (forward[block.name], feedback.get(block.name))
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(weights)):
             return f"the weights of block {block.name} are no longer finite"
     return None

@@ -1,5 +1,7 @@
 """Running the command as a user does, and reading what it leaves behind."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdtp import checkpoints, data
+from jaxdtp import checkpoints, data, main
 from jaxdtp.build import build_network, build_settings, steps_in_epoch
 from jaxdtp.config import default_config, resolve
 from jaxdtp.step import init_state
@@ -21,7 +23,16 @@ def command(config, *arguments):
     return [sys.executable, "-m", "jaxdtp.main", f"--config={ROOT}/configs/{config}.py", *arguments]
 
 
-def run(config, *arguments, cwd=ROOT, devices=1):
+def run(config, *arguments, cwd=ROOT):
+    """The command within this process, which has everything imported: its exit code, and what it prints."""
+    line, out, errors = command(config, *arguments)[2:], io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = main.main(line)
+    return subprocess.CompletedProcess(line, code, out.getvalue(), errors.getvalue())
+
+
+def run_process(config, *arguments, cwd=ROOT, devices=1):
+    """The command as a user starts it."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(
         command(config, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300, env=environment
@@ -29,7 +40,7 @@ def run(config, *arguments, cwd=ROOT, devices=1):
 
 
 def start(config, *arguments):
-    """The command, running; its output is read from `process.stdout`."""
+    """The command, running, compiled as within this process; its output is read from `process.stdout`."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command(config, *arguments), cwd=ROOT, **pipes)
 

@@ -52,6 +52,7 @@ def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     assert operations["jaxdtp_dtp_fast"] == backprop + 4 * (conv_1 / 4 + fc1 + fc2)  # one example of four
 
 
+@pytest.mark.slow
 def test_a_torch_step_is_measured_like_ours():
     pytest.importorskip("torch")
     config = Small(cifar10_lenet, SIZES).get_config()
@@ -94,6 +95,7 @@ def test_scaling_describes_steps_of_every_size():
                 steps.configure(resized, rule)
 
 
+@pytest.mark.slow
 def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "RESULTS", tmp_path)
     rules = "--rules=bp,dfa"

@@ -41,7 +41,8 @@ def unpool_by_loop(y, switches, size, window, stride, padding, shared):
 )
 @settings(deadline=None, max_examples=60)
 def test_unpool_writes_to_the_switches(x, geometry, seed):
-    y, switches = (array[0, ..., 0] for array in max_pool(x[None, ..., None], *geometry))
+    pool = jax.jit(max_pool, static_argnums=(1, 2, 3))
+    y, switches = (array[0, ..., 0] for array in pool(x[None, ..., None], *geometry))
     window, stride, padding = geometry
     expected = nn.max_pool(x[None, ..., None], (window, window), (stride, stride), [(padding, padding)] * 2)
     np.testing.assert_array_equal(y, expected[0, ..., 0])
@@ -49,7 +50,8 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
 
     def unpool(values, shared):
         values = jnp.float32(values)[None, ..., None]
-        return max_unpool(values, switches[None, ..., None], x.shape, *geometry, shared=shared)[0, ..., 0]
+        compiled = jax.jit(max_unpool, static_argnums=(2, 3, 4, 5), static_argnames="shared")
+        return compiled(values, switches[None, ..., None], x.shape, *geometry, shared=shared)[0, ..., 0]
 
     # At the switches un-pooling inverts pooling, everywhere else it is zero.
     unpooled = unpool(y, "last")

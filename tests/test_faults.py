@@ -1,18 +1,18 @@
 """Signals, kills at any moment, damaged checkpoints, full disks, two runs in one workdir: nothing is lost."""
 
+import contextlib
 import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, TIMINGS, command, final_state, records, run, start
+from commands import TIMINGS, command, final_state, records, run, start
 from filelock import FileLock
 
 from jaxdtp import checkpoints
@@ -80,14 +80,20 @@ def test_a_second_run_in_a_workdir_is_refused(whole):
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
+@contextlib.contextmanager
+def room_for_files_of(size):
+    """The system fails at this size of a file, in bytes, as at the end of a disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_ends_in_one_line_and_exit_5(tmp_path):
-    """The room is taken by a limit on the size of files, at which the system fails as at the end of a disk."""
-    arguments = command("digits_mlp", *SHORT, f"--workdir={tmp_path}")
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=300)
+    with room_for_files_of(100_000):
+        result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
     assert result.returncode == 5, result.stderr
     assert "jaxdtp: --workdir: can't save step " in result.stderr
     assert "Traceback" not in result.stderr
@@ -166,13 +172,9 @@ def test_the_newest_two_and_the_best_stay(tmp_path):
 def test_what_cannot_be_saved_disturbs_nothing(tmp_path):
     directory = checkpoints.open_checkpoints(tmp_path)
     checkpoints.save(directory, checkpoint(1))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(StorageError, match=r"can't save step 2 in .*; allowed: a writable directory with room"):
-            checkpoints.save(directory, checkpoint(2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(StorageError, match=r"can't save step 2 in .*; allowed: a writable directory with room")
+    with room_for_files_of(1000), refused:
+        checkpoints.save(directory, checkpoint(2))
     assert checkpoints.saved_steps(directory) == [1]
     checkpoints.save(directory, checkpoint(2))
     assert checkpoints.restore_newest(directory, checkpoint(0).state).state.step == 2

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import stand_in
-from commands import TIMINGS, final_state, records, run
+from commands import TIMINGS, final_state, records, run, run_process
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,7 +120,7 @@ def test_the_command_on_many_devices_with_layers_in_groups(tmp_path):
     short = ("--config.steps_per_epoch=5", "--config.batch_size=32")
     alone = run("digits_mlp", *short, "--config.num_epochs=3", f"--workdir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
-    many = run(
+    many = run_process(
         "digits_mlp",
         *short,
         "--config.num_epochs=3",

@@ -18,7 +18,6 @@ from jaxdtp.blocks import Pass, Units, conv_block, dense_block, feedback, matche
 from jaxdtp.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, match_jacobian, train_feedback
 from jaxdtp.step import (
     Settings,
-    TrainState,
     backprop_gradients,
     classification_metrics,
     cross_entropy,
@@ -61,11 +60,16 @@ BLOCKS = {
     "dense": dense_block("fc", (2, 3), 4),
     "vgg": conv_block("conv", (4, 4, 2), 3),
     "lenet": conv_block("conv", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1),
+    "sum": conv_block("sum", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum"),
 }
-SHARED = conv_block("sum", (5, 5, 2), 3, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum")
 
 
-@pytest.mark.parametrize("name", ["linear", "dense", "lenet", pytest.param("vgg", marks=pytest.mark.slow)])
+def slow(name):
+    """Too long to compile for every run of the tests."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["linear", "dense", "lenet", slow("vgg")])
 @pytest.mark.usefixtures("_float64")
 def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
     """E[L-DRL] -> sigma^2 |J_G - J_F^T|^2 + const for small sigma.
@@ -86,6 +90,7 @@ def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
     zeros = lambda count, shape: jnp.zeros((count, *shape))  # noqa: E731
     repeat = lambda count: jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), Pass(x, y, switches))  # noqa: E731
 
+    @jax.jit
     def expected_loss(params):
         by_input = Noise(unit_vectors(n, block.input_shape), zeros(2 * n, block.output_shape))
         by_output = Noise(zeros(2 * m, block.input_shape), unit_vectors(m, block.output_shape))
@@ -94,6 +99,7 @@ def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
             block, params, own_forward, repeat(2 * m), by_output
         )
 
+    @jax.jit
     def mismatch(params):
         jacobian_f = jax.jacobian(lambda x: block.forward(forward, x)[0])(x).reshape(m, n)
         jacobian_g = jax.jacobian(lambda y: feedback(block, params, y, switches))(y).reshape(n, m)
@@ -156,15 +162,17 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS.values(), SHARED], ids=[*BLOCKS, "sum"])
+@pytest.mark.parametrize("name", ["linear", "dense", "lenet", "sum", slow("vgg")])
 @pytest.mark.usefixtures("_float64")
-def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(block):
+def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(name):
     """Summed over unit vectors e, loss and direction are |J_G - J_F^T|^2 and its gradient; what each output feature's
     direction is divided by is counted here unit by unit."""
+    block = BLOCKS[name]
     forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
     x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
     y, switches = block.forward(forward, x)
 
+    @jax.jit
     def mismatch(params):
         jacobian_f = jax.jacobian(lambda x: block.forward(forward, x)[0])(x).reshape(y.size, x.size)
         jacobian_g = jax.jacobian(lambda y: feedback(block, params, y, switches))(y).reshape(x.size, y.size)
@@ -194,7 +202,7 @@ def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_c
 
 
 @pytest.mark.parametrize("examples", [1, 8, 200])
-@pytest.mark.parametrize("name", ["dense", "vgg", "lenet"])
+@pytest.mark.parametrize("name", ["dense", slow("vgg"), "lenet"])
 def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, examples):
     """Whether a batch holds far fewer or far more equations than there are weights."""
     make = {
@@ -284,12 +292,13 @@ def test_noise_samples_are_averaged():
 
 # The steps of the others are in test_parity_drl.py, or differ from these by a name in the table.
 @pytest.mark.parametrize("name", ["ldrl", "ldrl_fast", "dtpdrl", "ddtp_rhl", "inverse", "bp"])
-def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
+@pytest.mark.parametrize("kind", ["mlp", slow("lenet")])
+def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name, kind):
     algorithm, beta = ALGORITHMS[name], 0.3
-    if name in ("ldrl", "ldrl_fast"):
-        network = networks.lenet((8, 8, 1), 10, channels=(3,), hidden=(7,))
-    else:  # which compiles faster
-        network = networks.mlp((8, 8, 1), 10, hidden=(9, 7))
+    network = {
+        "mlp": networks.mlp((8, 8, 1), 10, hidden=(9, 7)),
+        "lenet": networks.lenet((8, 8, 1), 10, channels=(3,), hidden=(7,)),
+    }[kind]
     hidden = paths.random_hidden_layer(jax.random.key(4), 10, 6)
     ways = {
         "consecutive": paths.consecutive(network),
@@ -306,37 +315,42 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name):
     key = jax.random.key(2)
     new, metrics = jax.jit(lambda state: train_step(network, config, state, x, labels, key))(state)
 
-    passes = networks.forward_passes(network, state.forward, x)
-    clean = paths.along_paths(ways, passes)
-    backward = dict(state.feedback)
-    for index, (path, training) in enumerate(zip(ways, trainings, strict=False)):
-        name = path.block.name
-        backward[name], _, loss = train_feedback(
-            algorithm.feedback_rule,
-            training,
-            path.block,
-            state.feedback[name],
-            state.feedback_optimizer[name],
-            algorithm.forward_map(ways, index, state.forward, state.feedback, clean),
-            clean[index],
-            jax.random.fold_in(key, index),
-        )
-        np.testing.assert_allclose(metrics["feedback_loss"][name], loss, rtol=1e-4)
-    if algorithm.target_rule:
-        target = output_target(passes[-1].output, labels, beta)
-        feeding_back = state.feedback if algorithm.simultaneous else backward
-        targets, _ = propagate_targets(algorithm.target_rule, ways, state.forward, feeding_back, passes, target)
-        gradients = local_gradients(network, state.forward, passes, targets)
-    else:
-        gradients = backprop_gradients(network, state.forward, x, labels)
-    forward = jax.tree.map(lambda p, g: p - 0.1 * g, state.forward, gradients)
-    if algorithm.shared_update:
-        for block in network[1:]:
-            change = forward[block.name]["kernel"] - state.forward[block.name]["kernel"]
-            backward[block.name] = backward[block.name] | {"kernel": backward[block.name]["kernel"] + change}
-    expected = TrainState(1, forward, backward, new.forward_optimizer, new.feedback_optimizer)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, expected)
-    np.testing.assert_allclose(metrics["loss"], jnp.mean(cross_entropy(passes[-1].output, labels)), rtol=1e-5)
+    @jax.jit
+    def one_after_the_other(state):
+        passes = networks.forward_passes(network, state.forward, x)
+        clean = paths.along_paths(ways, passes)
+        backward, losses = dict(state.feedback), {}
+        for index, (path, training) in enumerate(zip(ways, trainings, strict=False)):
+            name = path.block.name
+            backward[name], _, losses[name] = train_feedback(
+                algorithm.feedback_rule,
+                training,
+                path.block,
+                state.feedback[name],
+                state.feedback_optimizer[name],
+                algorithm.forward_map(ways, index, state.forward, state.feedback, clean),
+                clean[index],
+                jax.random.fold_in(key, index),
+            )
+        if algorithm.target_rule:
+            target = output_target(passes[-1].output, labels, beta)
+            feeding_back = state.feedback if algorithm.simultaneous else backward
+            targets, _ = propagate_targets(algorithm.target_rule, ways, state.forward, feeding_back, passes, target)
+            gradients = local_gradients(network, state.forward, passes, targets)
+        else:
+            gradients = backprop_gradients(network, state.forward, x, labels)
+        forward = jax.tree.map(lambda p, g: p - 0.1 * g, state.forward, gradients)
+        if algorithm.shared_update:
+            for block in network[1:]:
+                change = forward[block.name]["kernel"] - state.forward[block.name]["kernel"]
+                backward[block.name] = backward[block.name] | {"kernel": backward[block.name]["kernel"] + change}
+        return forward, backward, losses, jnp.mean(cross_entropy(passes[-1].output, labels))
+
+    forward, backward, losses, loss = one_after_the_other(state)
+    assert new.step == 1
+    chex.assert_trees_all_close((new.forward, new.feedback), (forward, backward), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close({name: metrics["feedback_loss"][name] for name in losses}, losses, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
 def test_classification_metrics():
@@ -381,8 +395,10 @@ def test_expected_drl_gradient_asks_for_an_inverse(kind):
         basis = sigma * np.sqrt(n) * np.concatenate([np.eye(n), -np.eye(n)])
         noise = Noise(jnp.array(basis).reshape(-1, *way.block.input_shape), None)
         own_forward = algorithm.forward_map(ways, index, forward, backward, many)
-        loss, gradient = algorithm.feedback_rule(way.block, backward[way.block.name], own_forward, many[index], noise)
+        rule = jax.jit(algorithm.feedback_rule, static_argnums=(0, 2))
+        loss, gradient = rule(way.block, backward[way.block.name], own_forward, many[index], noise)
 
+        @jax.jit
         def mismatch(params, index=index, way=way, of_one=of_one, n=n):
             own_forward = algorithm.forward_map(ways, index, forward, backward, of_one)
             y, switches = own_forward(of_one[index].input)
@@ -432,6 +448,6 @@ def test_feedback_that_is_never_trained_stays_as_it_is():
         ways = paths.direct(network) if name == "dfa" else paths.consecutive(network)
         config = Settings(ALGORITHMS[name], ways, 0.5, optax.sgd(0.1))
         state = init_state(network, config, jax.random.key(0))
-        new, _ = train_step(network, config, state, x, labels, jax.random.key(1))
+        new, _ = jax.jit(train_step, static_argnums=(0, 1))(network, config, state, x, labels, jax.random.key(1))
         chex.assert_trees_all_equal(new.feedback, state.feedback)
         assert all(jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new.forward, state.forward)), strict=True))
