@@ -1,7 +1,8 @@
 """Checkpoints: Orbax writes and reads them; here is which ones stay, and whether they are what was written.
 
-A checkpoint is a directory named after its training step. It appears at once and whole, or not at all. The two newest
-and the best one stay. Orbax doesn't notice every damage to its files, so each holds checksums of all of them.
+A checkpoint is a directory in WORKDIR/checkpoints, named after its training step. It appears at once and whole, or not
+at all. The two newest and the best one stay. Orbax doesn't notice every damage to its files, so each checkpoint holds
+checksums of all of them.
 """
 
 import hashlib
@@ -42,25 +43,25 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
 
 
-def open_checkpoints(workdir: Path) -> Path:
-    """The directory of a run's checkpoints, without what a killed run may have left half-written or half-deleted."""
-    directory = workdir / "checkpoints"
+def tidy(workdir: Path) -> None:
+    """Make the directory of a run's checkpoints, or remove what a killed run has left in it half-written or
+    half-deleted."""
+    directory = _directory(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         if path.is_file():
             path.unlink()
         elif not path.name.isdecimal():
             shutil.rmtree(path, ignore_errors=True)
-    return directory
 
 
-def save(directory: Path, checkpoint: Checkpoint) -> None:
+def save(workdir: Path, checkpoint: Checkpoint) -> None:
     """Save a checkpoint, unless there is one of its step, then delete those that it makes superfluous.
 
     Raises:
         StorageError: it can't be written. Those that were there stay.
     """
-    step = int(checkpoint.state.step)
+    directory, step = _directory(workdir), int(checkpoint.state.step)
     path, unfinished = directory / str(step), directory.absolute() / f"{step}.unfinished"
     if path.exists():
         return
@@ -76,7 +77,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
             f"--workdir: can't save step {step} in {directory} ({one_line(str(error))}); allowed: a "
             "writable directory with room; the checkpoints of earlier steps are intact"
         ) from error
-    steps = saved_steps(directory)
+    steps = saved_steps(workdir)
     best = max(steps, key=lambda step: _score(directory, step))
     for step in set(steps[:-NEWEST]) - {best}:
         # Renamed first: a run that is killed while it deletes must not leave half of a checkpoint behind.
@@ -85,38 +86,44 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(deleted, ignore_errors=True)
 
 
-def saved_steps(directory: Path) -> list[int]:
+def saved_steps(workdir: Path) -> list[int]:
     """The steps that there are checkpoints of, in rising order."""
+    directory = _directory(workdir)
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
 
-def restore_newest(directory: Path, like: TrainState) -> Checkpoint | None:
+def restore_newest(workdir: Path, like: TrainState) -> Checkpoint | None:
     """The newest intact checkpoint; None if there never was one. Newer, damaged ones are moved to damaged/.
 
     Args:
-        directory: as from `open_checkpoints`.
+        workdir: of the run.
         like: gives the structure of the state.
 
     Raises:
         ConfigError: there are some, but none is intact.
     """
-    steps = saved_steps(directory)
+    directory, steps = _directory(workdir), saved_steps(workdir)
     if not steps:
         return None
     checkpoint = _first_intact(directory, steps[::-1], like)
     for step in steps:
         if step > checkpoint.state.step:
-            aside = directory.with_name("damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+            aside = workdir / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
             aside.parent.mkdir(exist_ok=True)
             os.replace(directory / str(step), aside)
     return checkpoint
 
 
-def restore_best(directory: Path, like: TrainState) -> Checkpoint:
+def restore_best(workdir: Path, like: TrainState) -> Checkpoint:
     """The intact checkpoint with the highest score; the rest as `restore_newest`, but nothing is moved."""
-    by_score = sorted(saved_steps(directory), key=lambda step: _score(directory, step))
+    directory = _directory(workdir)
+    by_score = sorted(saved_steps(workdir), key=lambda step: _score(directory, step))
     return _first_intact(directory, by_score[::-1], like)
+
+
+def _directory(workdir: Path) -> Path:
+    return workdir / "checkpoints"
 
 
 def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkpoint:

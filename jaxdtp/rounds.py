@@ -66,7 +66,7 @@ class Run(NamedTuple):
         steps: in a round.
         feed: of the training split.
         order_key, step_key: of the order of examples, folded with the round; of augmentation and noise.
-        directory: of the checkpoints.
+        workdir: of the checkpoints, among other things.
         stops: signals received so far.
         compiled: programs of a call's steps, by the kind of step.
     """
@@ -79,7 +79,7 @@ class Run(NamedTuple):
     feed: Feed
     order_key: jax.Array
     step_key: jax.Array
-    directory: Path
+    workdir: Path
     stops: list[str]
     compiled: dict[Callable, Callable]
 
@@ -158,8 +158,8 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
     seconds = progress.seconds + time.perf_counter() - start
     totals = jax.device_get(totals)
     if fault := find_fault(run.network, state, totals):
-        good = checkpoints.saved_steps(run.directory)
-        where = f"step {good[-1]} in {run.directory}" if good else "none yet"
+        good = checkpoints.saved_steps(run.workdir)
+        where = f"step {good[-1]} in {run.workdir}" if good else "none yet"
         raise DivergedError(f"{label}, step {state.step}: {fault}; last good checkpoint: {where}")
     if round.step is not train_step:
         return state, Progress(None, progress.metrics, seconds)
@@ -192,7 +192,7 @@ def compile_steps(
 def save_and_stop(run: Run, state: TrainState, progress: Progress, where: str) -> None:
     """Save the state within a round and raise StoppedError."""
     within = Checkpoint(jax.device_get(state), -math.inf, progress._asdict())
-    hosts.together(lambda: checkpoints.save(run.directory, within), first_alone=True)
+    hosts.together(lambda: checkpoints.save(run.workdir, within), first_alone=True)
     signals = " and ".join(run.stops) or "a signal to another host"
     raise StoppedError(
         f"{signals}: stopped and saved after {where}; the same command with the same workdir goes on from there"

@@ -90,8 +90,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         print(f"{steps} steps per epoch, images {kept}; {devices(settings)}")
         validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
         test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
-        directory = workdir / "checkpoints"
-        fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), directory)
+        fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), workdir)
         run = Run(*fixed, stops=held.enter_context(stop_requests()), compiled={})
         events = workdir / "tensorboard"
         writer = SummaryWriter(str(events), purge_step=len(records) + 1, write_to_disk=hosts.is_first())
@@ -161,7 +160,8 @@ def resume(workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.R
     """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
 
     def read():
-        found = checkpoints.restore_newest(checkpoints.open_checkpoints(workdir), fresh.state) or fresh
+        checkpoints.tidy(workdir)
+        found = checkpoints.restore_newest(workdir, fresh.state) or fresh
         records = reports.read_records(workdir, int(found.state.step))
         reports.write_records(workdir, records)
         return found, records
@@ -201,10 +201,10 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
 
 def write_epoch(run: Run, writer: SummaryWriter, record: reports.Record, ended: Checkpoint) -> None:
     """An epoch's metrics and, every so many epochs and after the last one, its checkpoint."""
-    reports.append_record(run.directory.parent, record)
+    reports.append_record(run.workdir, record)
     reports.write_tensorboard(writer, record)
     if record["epoch"] % run.config.checkpoint_every_epochs == 0 or record["epoch"] == run.config.num_epochs:
-        checkpoints.save(run.directory, ended)
+        checkpoints.save(run.workdir, ended)
 
 
 def write_summary(config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record) -> None:
@@ -237,7 +237,7 @@ def summarise(
         'test_accuracy' (share, 0 to 1), 'test_loss' (nats), 'test_top5' (above 10 classes), 'best_epoch', 'epochs',
         'seconds' (of training) and 'images_per_second'.
     """
-    best = together(lambda: checkpoints.restore_best(workdir / "checkpoints", like).state, first_alone=True)
+    best = together(lambda: checkpoints.restore_best(workdir, like).state, first_alone=True)
     best = hosts.of_first(best or like)
     metrics = evaluate(network, preprocessing, replicate(test.mesh, best.forward), test)
     metrics = reports.flat_metrics(metrics, "test_")

@@ -60,4 +60,4 @@ def final_state(workdir):
     dataset = data.load(config.dataset, config.seed)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
     like = init_state(network, build_settings(config, network, steps_in_epoch(config, dataset)), jax.random.key(0))
-    return checkpoints.restore_newest(workdir / "checkpoints", like).state
+    return checkpoints.restore_newest(workdir, like).state

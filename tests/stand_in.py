@@ -129,8 +129,8 @@ def config(name: str, directory: Path):
 
 
 def environment() -> dict[str, str]:
-    """For a subprocess that imports this module and what the tests import."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    """For a subprocess that imports this module and what the tests import, and compiles as usual."""
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
 
 
 def anonymous_bytes() -> int:

@@ -97,7 +97,7 @@ def test_a_full_disk_ends_in_one_line_and_exit_5(tmp_path):
     assert result.returncode == 5, result.stderr
     assert "jaxdtp: --workdir: can't save step " in result.stderr
     assert "Traceback" not in result.stderr
-    assert checkpoints.saved_steps(tmp_path / "checkpoints") == []
+    assert checkpoints.saved_steps(tmp_path) == []
 
 
 def flip_a_bit(path):
@@ -122,62 +122,63 @@ def test_any_damage_to_any_file_is_harmless_or_found(tmp_path, capsys, damage):
     """What is restored is either what was saved, or the checkpoint before it: never anything else."""
     older, newer = checkpoint(1), checkpoint(2)
     found = 0
-    directory = checkpoints.open_checkpoints(tmp_path / "0")
+    whole = tmp_path / "whole"
+    checkpoints.tidy(whole)
     for one in (older, newer):
-        checkpoints.save(directory, one)
-    files = sorted(path.relative_to(directory) for path in (directory / "2").rglob("*") if path.is_file())
+        checkpoints.save(whole, one)
+    files = sorted(path.relative_to(whole) for path in (whole / "checkpoints" / "2").rglob("*") if path.is_file())
     assert len(files) > 5
     for index, file in enumerate(files):
         damaged = tmp_path / f"damaged-{index}"
-        shutil.copytree(directory, damaged / "checkpoints")
-        damage(damaged / "checkpoints" / file)
-        restored = checkpoints.restore_newest(damaged / "checkpoints", newer.state)
+        shutil.copytree(whole, damaged)
+        damage(damaged / file)
+        restored = checkpoints.restore_newest(damaged, newer.state)
         expected = older if restored.state.step == 1 else newer
         jax.tree.map(np.testing.assert_array_equal, restored.state, expected.state)
         assert restored[1:] == expected[1:]
         fell_back = expected is older
         assert ("the checkpoint of step 2" in capsys.readouterr().out) == fell_back
-        assert checkpoints.saved_steps(damaged / "checkpoints") == ([1] if fell_back else [1, 2])
+        assert checkpoints.saved_steps(damaged) == ([1] if fell_back else [1, 2])
         found += fell_back
     assert found == len(files)
 
 
 def test_without_an_intact_checkpoint_nothing_begins_anew(tmp_path):
-    directory = checkpoints.open_checkpoints(tmp_path)
+    checkpoints.tidy(tmp_path)
     for step in (1, 2):
-        checkpoints.save(directory, checkpoint(step))
-        shutil.rmtree(directory / str(step) / "state")
+        checkpoints.save(tmp_path, checkpoint(step))
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "state")
     with pytest.raises(ConfigError, match=r"all checkpoints in .* are damaged \(steps 2, 1\); allowed: "):
-        checkpoints.restore_newest(directory, checkpoint(0).state)
-    assert checkpoints.saved_steps(directory) == [1, 2]
+        checkpoints.restore_newest(tmp_path, checkpoint(0).state)
+    assert checkpoints.saved_steps(tmp_path) == [1, 2]
 
 
 def test_the_newest_two_and_the_best_stay(tmp_path):
-    directory = checkpoints.open_checkpoints(tmp_path)
+    checkpoints.tidy(tmp_path)
     for step, score in enumerate((0.5, 0.9, 0.7, -np.inf, 0.9, 0.8, 0.8), start=1):
-        checkpoints.save(directory, checkpoint(step, score))
-    assert checkpoints.saved_steps(directory) == [5, 6, 7]
-    assert checkpoints.restore_best(directory, checkpoint(0).state).state.step == 5
-    assert checkpoints.restore_newest(directory, checkpoint(0).state).state.step == 7
+        checkpoints.save(tmp_path, checkpoint(step, score))
+    assert checkpoints.saved_steps(tmp_path) == [5, 6, 7]
+    assert checkpoints.restore_best(tmp_path, checkpoint(0).state).state.step == 5
+    assert checkpoints.restore_newest(tmp_path, checkpoint(0).state).state.step == 7
     # What a killed run leaves is neither counted nor kept.
-    (directory / "8.orbax-checkpoint-tmp").mkdir()
-    (directory / "4.deleted").mkdir()
-    assert checkpoints.saved_steps(directory) == [5, 6, 7]
-    checkpoints.open_checkpoints(tmp_path)
-    assert sorted(path.name for path in directory.iterdir()) == ["5", "6", "7"]
+    for name in ("8.orbax-checkpoint-tmp", "4.deleted"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert checkpoints.saved_steps(tmp_path) == [5, 6, 7]
+    checkpoints.tidy(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "6", "7"]
     with pytest.raises(ConfigError, match="holds no checkpoints"):
         checkpoints.restore_best(tmp_path / "none", checkpoint(0).state)
 
 
 def test_what_cannot_be_saved_disturbs_nothing(tmp_path):
-    directory = checkpoints.open_checkpoints(tmp_path)
-    checkpoints.save(directory, checkpoint(1))
+    checkpoints.tidy(tmp_path)
+    checkpoints.save(tmp_path, checkpoint(1))
     refused = pytest.raises(StorageError, match=r"can't save step 2 in .*; allowed: a writable directory with room")
     with room_for_files_of(1000), refused:
-        checkpoints.save(directory, checkpoint(2))
-    assert checkpoints.saved_steps(directory) == [1]
-    checkpoints.save(directory, checkpoint(2))
-    assert checkpoints.restore_newest(directory, checkpoint(0).state).state.step == 2
+        checkpoints.save(tmp_path, checkpoint(2))
+    assert checkpoints.saved_steps(tmp_path) == [1]
+    checkpoints.save(tmp_path, checkpoint(2))
+    assert checkpoints.restore_newest(tmp_path, checkpoint(0).state).state.step == 2
 
 
 KILLS = 50
