@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdtp import cache
-from jaxdtp.config import ConfigError, described
+from jaxdtp.config import ConfigError
 
 
 class Examples(NamedTuple):
@@ -137,7 +137,7 @@ def _builder(config: ConfigDict):
         unknown = isinstance(error, tfds.core.DatasetNotFoundError)
         what = "is neither 'digits' nor a data set of TFDS" if unknown else "can't be opened by TFDS"
         raise ConfigError(
-            f"config.dataset.name: {config.name!r} {what} in {data_dir} ({described(error)}); allowed: names that "
+            f"config.dataset.name: {config.name!r} {what} in {data_dir} ({_first_line(error)}); allowed: names that "
             "TFDS knows, or that the directory holds with dataset_info.json and features.json as TFDS wrote them; "
             f"{ways_out}"
         ) from error
@@ -161,7 +161,7 @@ def _load_split(builder, split: str, cache_dir: Path) -> Split:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"config.dataset.name: the record files of the {split} split of {builder.info.full_name} can't be read "
-            f"({described(error)}); allowed: files as TFDS wrote them; {_prepare_again(builder)}"
+            f"({_first_line(error)}); allowed: files as TFDS wrote them; {_prepare_again(builder)}"
         ) from error
     # A data set prepared again has other files, sizes or dates, and so another identity.
     shape = (info.num_examples, *features["image"].shape)
@@ -189,7 +189,7 @@ def _decode(builder, split: str) -> Iterator[tuple[np.ndarray, int]]:
             example = source[index]
             image, label = np.asarray(example["image"]), int(example["label"])
         except Exception as error:  # of TFDS, of the records' reader, of the image decoder
-            found = f"can't be decoded ({described(error)})"
+            found = f"can't be decoded ({_first_line(error)})"
             raise _bad_example(builder, split, index, found, "records as TFDS wrote them") from error
         if image.shape != shape or image.dtype != np.uint8:
             raise _bad_example(builder, split, index, f"is {image.dtype} {image.shape}", f"uint8 {shape}")
@@ -214,3 +214,8 @@ def _bad_example(builder, split: str, index: int, found: str, allowed: str) -> C
 
 def _prepare_again(builder) -> str:
     return f"delete {builder.data_path} and prepare the data set again"
+
+
+def _first_line(error: BaseException) -> str:
+    # The others of TFDS list all the data sets that it knows.
+    return f"{type(error).__name__}: {error}".splitlines()[0]
