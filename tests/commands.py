@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
 
 from jaxdtp import checkpoints, data, main
 from jaxdtp.build import build_network, build_settings, steps_in_epoch
@@ -61,3 +63,13 @@ def final_state(workdir):
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
     like = init_state(network, build_settings(config, network, steps_in_epoch(config, dataset)), jax.random.key(0))
     return checkpoints.restore_newest(workdir, like).state
+
+
+def assert_close(workdir, reference):
+    """Parameters agree to a relative distance of 1e-5, and metrics nearly so."""
+    states = [final_state(directory) for directory in (workdir, reference)]
+    ours, theirs = (jax.tree.leaves((state.forward, state.feedback)) for state in states)
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+    for a, b in zip(records(workdir, TIMINGS), records(reference, TIMINGS), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)

@@ -10,6 +10,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 
+# So that its assertions tell what they compared, too.
+pytest.register_assert_rewrite("commands")
+
 
 @pytest.fixture
 def _float64():

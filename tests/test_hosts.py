@@ -8,9 +8,8 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
-from commands import ROOT, TIMINGS, command, final_state, records, run
+from commands import ROOT, assert_close, command, run
 
 from jaxdtp import hosts
 from jaxdtp.config import ConfigError
@@ -52,16 +51,6 @@ def finish(processes, timeout=300):
     """Exit codes, and what was printed to stdout and to stderr."""
     outputs = [process.communicate(timeout=timeout) for process in processes]
     return [process.returncode for process in processes], *zip(*outputs, strict=True)
-
-
-def assert_close(workdir, reference, limit=1e-5):
-    """Parameters agree to a relative distance, and metrics nearly so."""
-    states = [final_state(directory) for directory in (workdir, reference)]
-    ours, theirs = (jax.tree.leaves((state.forward, state.feedback)) for state in states)
-    for a, b in zip(ours, theirs, strict=True):
-        assert np.linalg.norm(a - b) <= limit * np.linalg.norm(b)
-    for a, b in zip(records(workdir, TIMINGS), records(reference, TIMINGS), strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
