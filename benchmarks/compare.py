@@ -22,8 +22,8 @@ from benchmarks.record import RESULTS, origin
 from benchmarks.steps import jaxdtp_step
 from benchmarks.timing import interleaved
 from jaxdtp import data
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.config import ConfigError, resolve
+from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.plots import plt, style
 from jaxdtp.reports import of_blocks
 from jaxdtp.rounds import DivergedError

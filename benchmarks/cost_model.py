@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.collectives import SENT
 from benchmarks.steps import CLASSES, IMAGE
-from jaxdtp.blocks import Block
 from jaxdtp.build import build_network, build_settings
-from jaxdtp.step import init_state
+from jaxdtp.learning.step import init_state
+from jaxdtp.models.blocks import Block
 
 NUMBER = 4
 """Bytes of a float32."""

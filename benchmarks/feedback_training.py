@@ -9,7 +9,7 @@ writes benchmarks/results/feedback_training[_quick].json and .png.
 import numpy as np
 
 from benchmarks import frozen
-from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.plots import plt, style
 
 RULES = {"L-DRL": "ldrl", "DTP": "dtp"}

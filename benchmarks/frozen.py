@@ -16,13 +16,15 @@ import optax
 
 from benchmarks.record import RESULTS, origin
 from configs import cifar10_lenet
-from jaxdtp import data, networks, paths
+from jaxdtp import data
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.blocks import FEEDBACK_ACTIVATIONS, Pass, Units, matched_elu
 from jaxdtp.build import build_preprocessing
 from jaxdtp.epoch import normalise
-from jaxdtp.feedback import FeedbackRule, FeedbackTraining, train_feedback
-from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.learning import paths
+from jaxdtp.learning.feedback import FeedbackRule, FeedbackTraining, train_feedback
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import FEEDBACK_ACTIVATIONS, Pass, Units, matched_elu
+from jaxdtp.models.networks import Network, NetworkParameters
 
 
 class Setting(NamedTuple):

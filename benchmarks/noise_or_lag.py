@@ -18,13 +18,14 @@ import optax
 
 from benchmarks.record import RESULTS, origin
 from configs import mnist_lenet
-from jaxdtp import data, networks
+from jaxdtp import data
 from jaxdtp.build import build_network, build_preprocessing, build_settings, steps_in_epoch
 from jaxdtp.config import resolve
 from jaxdtp.epoch import normalise
+from jaxdtp.learning.step import Settings, cross_entropy, init_state
+from jaxdtp.learning.targets import difference_target, local_gradients, output_target, propagate_targets
+from jaxdtp.models import networks
 from jaxdtp.plots import plt, style
-from jaxdtp.step import Settings, cross_entropy, init_state
-from jaxdtp.targets import difference_target, local_gradients, output_target, propagate_targets
 
 STEPS = 400
 SHOWN = "conv_1"  # the block whose activations are drawn

@@ -29,8 +29,8 @@ from benchmarks.cost_model import MACHINES, Blocks, Exchange, Machine, Mesh
 from benchmarks.record import RESULTS, origin
 from benchmarks.steps import CLASSES, IMAGE, configure
 from configs import cifar10_vgg, cifar10_vgg_fast
-from jaxdtp import step
 from jaxdtp.build import build_network, build_settings
+from jaxdtp.learning import step
 from jaxdtp.parallel import AXES, Parallel, divide_batch
 from jaxdtp.plots import plt, style
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxdtp.build import build_network, build_settings
 from jaxdtp.config import resolve
-from jaxdtp.networks import Network
-from jaxdtp.step import init_state, train_step
+from jaxdtp.learning.step import init_state, train_step
+from jaxdtp.models.networks import Network
 
 IMAGE = (32, 32, 3)
 CLASSES = 10

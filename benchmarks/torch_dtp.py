@@ -1,7 +1,7 @@
 """Difference target propagation with L-DRL (Ernoult et al. 2022) in PyTorch, written straight from the formulas.
 
-What `jaxdtp` is timed against, so it takes none of the short cuts of jaxdtp/feedback.py: every feedback iteration runs
-its feedback passes in full and leaves the gradient to autograd.
+What `jaxdtp` is timed against, so it takes none of the short cuts of jaxdtp/learning/feedback.py: every feedback
+iteration runs its feedback passes in full and leaves the gradient to autograd.
 
 Activations are [batch, channels, height, width] or [batch, features]. Forward and feedback weights of a block are
 separate tensors, of one shape for convolutions ([out, in, height, width] of the forward one) and each other's transpose
@@ -35,7 +35,7 @@ class Block(NamedTuple):
     """A forward map F_n and its feedback map G_n.
 
     Attributes:
-        name: as in jaxdtp/networks.py.
+        name: as in jaxdtp/models/networks.py.
         forward: `forward(params, x)` to (F(x), switches); switches are None without pooling.
         feedback: `feedback(params, y, switches)` to G(y), of the shape of the block's input.
     """

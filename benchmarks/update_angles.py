@@ -8,10 +8,10 @@ writes benchmarks/results/update_angles[_quick].json and .png.
 import numpy as np
 
 from benchmarks import frozen
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import gradient_matching
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.targets import difference_target
 from jaxdtp.plots import plt
-from jaxdtp.targets import difference_target
 
 KINDS = {
     # name: (how the feedback weights come about, feedback activation)

@@ -3,15 +3,15 @@
 The names that a notebook needs; everything else is imported from its module.
 """
 
-from jaxdtp.algorithms import ALGORITHMS, Algorithm
-from jaxdtp.blocks import Block, Pass, Units, conv_block, dense_block
 from jaxdtp.config import ConfigError, default_config, resolve
 from jaxdtp.epoch import Preprocessing, evaluate, train_steps
-from jaxdtp.feedback import FeedbackTraining, Noise
-from jaxdtp.networks import Network, lenet, logits, mlp, vgg
-from jaxdtp.paths import Path, consecutive, direct, direct_through_hidden
+from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
+from jaxdtp.learning.feedback import FeedbackTraining, Noise
+from jaxdtp.learning.paths import Path, consecutive, direct, direct_through_hidden
+from jaxdtp.learning.step import Settings, TrainState, classification_metrics, init_state, train_step
+from jaxdtp.models.blocks import Block, Pass, Units, conv_block, dense_block
+from jaxdtp.models.networks import Network, lenet, logits, mlp, vgg
 from jaxdtp.rounds import DivergedError
-from jaxdtp.step import Settings, TrainState, classification_metrics, init_state, train_step
 from jaxdtp.train import evaluate_best, train_and_evaluate
 
 __all__ = [

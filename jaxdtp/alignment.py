@@ -15,12 +15,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdtp import networks
-from jaxdtp.blocks import Block, Parameters, Pass, feedback
-from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.paths import Paths, consecutive
-from jaxdtp.step import backprop_gradients
-from jaxdtp.targets import TargetRule, local_gradients, output_target, propagate_targets
+from jaxdtp.learning.paths import Paths, consecutive
+from jaxdtp.learning.step import backprop_gradients
+from jaxdtp.learning.targets import TargetRule, local_gradients, output_target, propagate_targets
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Block, Parameters, Pass, feedback
+from jaxdtp.models.networks import Network, NetworkParameters
 
 
 class Estimate(NamedTuple):

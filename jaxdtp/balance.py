@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxdtp import networks
-from jaxdtp.feedback import examples_of
-from jaxdtp.networks import Network
-from jaxdtp.paths import along_paths
-from jaxdtp.step import Settings, TrainState, train_one_feedback
+from jaxdtp.learning.feedback import examples_of
+from jaxdtp.learning.paths import along_paths
+from jaxdtp.learning.step import Settings, TrainState, train_one_feedback
+from jaxdtp.models import networks
+from jaxdtp.models.networks import Network
 
 ITERATIONS = 2  # that are timed, of each path's feedback training
 

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxdtp import hosts, inverse, optimizers, parallel, paths
-from jaxdtp.algorithms import ALGORITHMS
+from jaxdtp import hosts, optimizers, parallel
 from jaxdtp.balance import balance, feedback_seconds
-from jaxdtp.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
 from jaxdtp.config import FOR_BLOCKS, LARGEST, LARGEST_INT32, ConfigError, shown
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
-from jaxdtp.feedback import FeedbackTraining
-from jaxdtp.networks import NETWORKS, Network
+from jaxdtp.learning import inverse, paths
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.feedback import FeedbackTraining
+from jaxdtp.learning.paths import Paths
+from jaxdtp.learning.step import Settings, TrainState, init_state
+from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
+from jaxdtp.models.networks import NETWORKS, Network
 from jaxdtp.parallel import Parallel
-from jaxdtp.paths import Paths
-from jaxdtp.step import Settings, TrainState, init_state
 
 
 def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Network:

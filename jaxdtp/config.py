@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
-from jaxdtp.networks import NETWORKS
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
+from jaxdtp.models.networks import NETWORKS
+from jaxdtp.models.pooling import SHARED_MAXIMA
 from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
-from jaxdtp.pooling import SHARED_MAXIMA
 
 
 class ConfigError(ValueError):

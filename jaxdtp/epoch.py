@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdtp import networks
 from jaxdtp.alignment import gauss_newton_targets, jacobian_matching, match, target_matching
 from jaxdtp.data import Examples
-from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.parallel import divide_batch, keep_replicated
-from jaxdtp.step import (
+from jaxdtp.learning.step import (
     Metrics,
     Settings,
     TrainState,
@@ -23,7 +20,10 @@ from jaxdtp.step import (
     init_state,
     train_all_feedback,
 )
-from jaxdtp.targets import local_gradients
+from jaxdtp.learning.targets import local_gradients
+from jaxdtp.models import networks
+from jaxdtp.models.networks import Network, NetworkParameters
+from jaxdtp.parallel import divide_batch, keep_replicated
 
 GAUSS_NEWTON_DAMPING = 1e-4  # in units of J J^T
 

@@ -38,7 +38,7 @@ def console_line(record: Record) -> str:
 
 
 def target_warnings(record: Record) -> list[str]:
-    """A line for each block whose inverse iterations (`jaxdtp.inverse`) don't converge."""
+    """A line for each block whose inverse iterations (`jaxdtp.learning.inverse`) don't converge."""
     contraction, stopped = of_blocks(record, "target_contraction"), of_blocks(record, "target_diverged")
     return [
         f"  the inverse iterations of block {block} don't converge: steps grow by a factor of {factor:.2f}, "

@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdtp import checkpoints, epoch, feeding, hosts, reports
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.config import ConfigError
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed, Window
-from jaxdtp.networks import Network
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.step import Metrics, Settings, TrainState, feedback_step, train_step
+from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, replicate
 from jaxdtp.signals import StoppedError
-from jaxdtp.step import Metrics, Settings, TrainState, feedback_step, train_step
 
 SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves and signals are seen
 SECONDS_PER_LINE = 30.0  # between progress lines where there is no terminal

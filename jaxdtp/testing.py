@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdtp import alignment
-from jaxdtp.blocks import Block, Parameters, feedback
-from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.paths import Paths
-from jaxdtp.targets import TargetRule, difference_target
+from jaxdtp.learning.paths import Paths
+from jaxdtp.learning.targets import TargetRule, difference_target
+from jaxdtp.models.blocks import Block, Parameters, feedback
+from jaxdtp.models.networks import Network, NetworkParameters
 
 
 def assert_jacobian_matches_transpose(

@@ -28,11 +28,11 @@ from jaxdtp.claim import check, claim
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
-from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.learning.step import Metrics, Settings, TrainState, init_state
+from jaxdtp.models.networks import Network, NetworkParameters
 from jaxdtp.parallel import device_memory, make_mesh, replicate
 from jaxdtp.rounds import Progress, Run, round_at, train_round
 from jaxdtp.signals import stop_requests
-from jaxdtp.step import Metrics, Settings, TrainState, init_state
 
 EVALUATION_BATCH = 500
 

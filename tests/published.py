@@ -9,9 +9,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdtp import networks
-from jaxdtp.blocks import Block
-from jaxdtp.feedback import Noise
+from jaxdtp.learning.feedback import Noise
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Block
 
 DIRECTORY = Path(os.environ.get("JAXDTP_PARITY_DIR") or Path(__file__).parent / "data")
 FILES = sorted(path for path in DIRECTORY.glob("*.npz") if path.stem.rpartition("_")[2] in ("ldrl", "dtp", "tp"))

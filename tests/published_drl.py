@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from published import DIRECTORY
 
-from jaxdtp import networks, paths
-from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.blocks import Units
-from jaxdtp.feedback import FeedbackTraining, Noise
-from jaxdtp.step import Settings, TrainState
+from jaxdtp.learning import paths
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.feedback import FeedbackTraining, Noise
+from jaxdtp.learning.step import Settings, TrainState
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Units
 
 FILES = sorted((DIRECTORY / "drl").glob("*.npz"))
 ALGORITHM = {

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from jaxdtp import main
-from jaxdtp.algorithms import ALGORITHMS
-from jaxdtp.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.build import build_network, build_preprocessing, build_settings, check_memory
 from jaxdtp.config import GROUPS, RULES, ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Examples
 from jaxdtp.epoch import measure_alignment, train_steps, zero_metrics
-from jaxdtp.networks import NETWORKS
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.step import feedback_step, init_state, train_step
+from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
+from jaxdtp.models.networks import NETWORKS
+from jaxdtp.models.pooling import SHARED_MAXIMA
 from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
-from jaxdtp.pooling import SHARED_MAXIMA
-from jaxdtp.step import feedback_step, init_state, train_step
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = f"--config={CONFIGS[0].with_name('digits_mlp.py')}"

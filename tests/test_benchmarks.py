@@ -9,7 +9,7 @@ import pytest
 from benchmarks import compare, readme, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
 from jaxdtp.build import build_network
-from jaxdtp.step import backprop_gradients
+from jaxdtp.learning.step import backprop_gradients
 
 SIZES = {"channels": (2, 3), "hidden": (4,)}
 

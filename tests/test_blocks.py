@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdtp import networks, paths
-from jaxdtp.blocks import Units, conv_block, dense_block, feedback, feedback_difference, matched_elu
-from jaxdtp.convolution import conv, conv_transpose
-from jaxdtp.pooling import SHARED_MAXIMA, max_pool, max_unpool, pooled_size
+from jaxdtp.learning import paths
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Units, conv_block, dense_block, feedback, feedback_difference, matched_elu
+from jaxdtp.models.convolution import conv, conv_transpose
+from jaxdtp.models.pooling import SHARED_MAXIMA, max_pool, max_unpool, pooled_size
 
 GEOMETRIES = st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 3, 1), (2, 1, 0), (3, 1, 1)])
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.build import build_network, build_settings, check_memory, steps_in_epoch
 from jaxdtp.config import RULES, ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Dataset, Split
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.step import init_state
 from jaxdtp.optimizers import schedule
-from jaxdtp.step import init_state
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

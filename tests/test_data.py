@@ -17,7 +17,7 @@ from jaxdtp import data
 from jaxdtp.config import ConfigError, default_config
 from jaxdtp.data import Examples
 from jaxdtp.epoch import Preprocessing, augment, evaluate, normalise
-from jaxdtp.networks import init, mlp
+from jaxdtp.models.networks import init, mlp
 
 SHAPE, CLASSES = (6, 5, 3), 7
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdtp import networks
 from jaxdtp.alignment import backprop_targets, gauss_newton_targets, target_matching
-from jaxdtp.blocks import Pass, Units, conv_block, dense_block
-from jaxdtp.inverse import inverse_target, output_inverse_target, scale_by_influence
-from jaxdtp.paths import consecutive
-from jaxdtp.targets import difference_target, output_target, propagate_targets
+from jaxdtp.learning.inverse import inverse_target, output_inverse_target, scale_by_influence
+from jaxdtp.learning.paths import consecutive
+from jaxdtp.learning.targets import difference_target, output_target, propagate_targets
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Pass, Units, conv_block, dense_block
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxdtp import build
 from jaxdtp.balance import balance
 from jaxdtp.config import ConfigError, default_config, resolve
-from jaxdtp.step import init_state
+from jaxdtp.learning.step import init_state
 
 TRAIN = """
 import json, sys
@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh
 from jaxdtp import build, data, epoch
 from jaxdtp.config import default_config, resolve
 from jaxdtp.parallel import AXES, Parallel, divide_rows, replicate
-from jaxdtp.step import init_state, train_step
+from jaxdtp.learning.step import init_state, train_step
 
 algorithm, channels, precision, meshes = json.loads(sys.argv[1])
 config = default_config()

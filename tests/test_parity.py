@@ -8,13 +8,13 @@ import optax
 import pytest
 from published import FILES, Vectors
 
-from jaxdtp import networks
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import angle_degrees, relative_distance
-from jaxdtp.feedback import feedback_update
-from jaxdtp.paths import consecutive
-from jaxdtp.step import backprop_gradients
-from jaxdtp.targets import local_gradients, output_target, propagate_targets
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.feedback import feedback_update
+from jaxdtp.learning.paths import consecutive
+from jaxdtp.learning.step import backprop_gradients
+from jaxdtp.learning.targets import local_gradients, output_target, propagate_targets
+from jaxdtp.models import networks
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from published_drl import FILES, Vectors
 
-from jaxdtp import feedback as feedback_module
-from jaxdtp import networks
-from jaxdtp.paths import along_paths
-from jaxdtp.step import all_targets, backprop_gradients, train_step
-from jaxdtp.targets import local_gradients
+from jaxdtp.learning import feedback as feedback_module
+from jaxdtp.learning.paths import along_paths
+from jaxdtp.learning.step import all_targets, backprop_gradients, train_step
+from jaxdtp.learning.targets import local_gradients
+from jaxdtp.models import networks
 
 pytestmark = pytest.mark.usefixtures("_float64")
 

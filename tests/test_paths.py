@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdtp import networks, paths
-from jaxdtp.blocks import Units, feedback, matched_elu, xavier_normal
+from jaxdtp.learning import paths
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Units, feedback, matched_elu, xavier_normal
 from jaxdtp.testing import assert_updates_match_backprop
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.config import default_config, flatten
+from jaxdtp.learning.algorithms import ALGORITHMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = [

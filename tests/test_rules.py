@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdtp import networks, paths
-from jaxdtp.algorithms import ALGORITHMS
 from jaxdtp.alignment import updates_and_gradients
-from jaxdtp.blocks import Pass, Units, conv_block, dense_block, feedback, matched_elu
-from jaxdtp.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, match_jacobian, train_feedback
-from jaxdtp.step import (
+from jaxdtp.learning import paths
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, match_jacobian, train_feedback
+from jaxdtp.learning.step import (
     Settings,
     backprop_gradients,
     classification_metrics,
@@ -24,13 +23,15 @@ from jaxdtp.step import (
     init_state,
     train_step,
 )
-from jaxdtp.targets import (
+from jaxdtp.learning.targets import (
     difference_target,
     first_order_target,
     local_gradients,
     output_target,
     propagate_targets,
 )
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Pass, Units, conv_block, dense_block, feedback, matched_elu
 
 
 def random_like(tree, seed):

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdtp import networks
-from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback
-from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.targets import Measurements
+from jaxdtp.learning.targets import Measurements
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback
+from jaxdtp.models.networks import Network, NetworkParameters
 
 
 def inverse_target(

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
-from jaxdtp.networks import Network, NetworkParameters
-from jaxdtp.paths import Paths, along_paths
+from jaxdtp.learning.paths import Paths, along_paths
+from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.models.networks import Network, NetworkParameters
 
 Measurements = dict[str, jax.Array]
 

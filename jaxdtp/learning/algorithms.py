@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxdtp.feedback import (
+from jaxdtp.learning.feedback import (
     FeedbackRule,
     along_path,
     descend,
@@ -13,8 +13,8 @@ from jaxdtp.feedback import (
     reconstruction_loss,
     there_and_back,
 )
-from jaxdtp.inverse import inverse_target, output_inverse_target
-from jaxdtp.targets import TargetRule, difference_target, first_order_target, plain_target
+from jaxdtp.learning.inverse import inverse_target, output_inverse_target
+from jaxdtp.learning.targets import TargetRule, difference_target, first_order_target, plain_target
 
 
 class Algorithm(NamedTuple):
@@ -39,7 +39,7 @@ class Algorithm(NamedTuple):
 
 
 PATHS = ("consecutive", "direct", "direct_through_hidden")
-"""Of `jaxdtp.paths`."""
+"""Of `jaxdtp.learning.paths`."""
 
 LDRL, DRL, RECONSTRUCTION = descend(ldrl_loss), descend(drl_loss), descend(reconstruction_loss)
 

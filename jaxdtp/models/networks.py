@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxdtp.blocks import ELU, Block, Parameters, Pass, Units, conv_block, dense_block
+from jaxdtp.models.blocks import ELU, Block, Parameters, Pass, Units, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.blocks import ELU, Activation, Block, Parameters, Pass, Units, dense_block
-from jaxdtp.networks import Network, NetworkParameters, logits
+from jaxdtp.models.blocks import ELU, Activation, Block, Parameters, Pass, Units, dense_block
+from jaxdtp.models.networks import Network, NetworkParameters, logits
 
 
 class Path(NamedTuple):

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdtp import networks, paths
-from jaxdtp.algorithms import Algorithm
-from jaxdtp.blocks import Parameters, Pass
-from jaxdtp.feedback import FeedbackTraining, examples_of, train_feedback
-from jaxdtp.inverse import scale_by_influence
-from jaxdtp.networks import Network, NetworkParameters
+from jaxdtp.learning import paths
+from jaxdtp.learning.algorithms import Algorithm
+from jaxdtp.learning.feedback import FeedbackTraining, examples_of, train_feedback
+from jaxdtp.learning.inverse import scale_by_influence
+from jaxdtp.learning.paths import Paths, along_paths
+from jaxdtp.learning.targets import local_gradients, output_target, propagate_targets
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import Parameters, Pass
+from jaxdtp.models.networks import Network, NetworkParameters
 from jaxdtp.parallel import Parallel, divide_jobs
-from jaxdtp.paths import Paths, along_paths
-from jaxdtp.targets import local_gradients, output_target, propagate_targets
 
 Metrics = dict
 

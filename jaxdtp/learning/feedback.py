@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdtp.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
-from jaxdtp.networks import NetworkParameters
-from jaxdtp.paths import Paths
-from jaxdtp.targets import difference_target
+from jaxdtp.learning.paths import Paths
+from jaxdtp.learning.targets import difference_target
+from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.models.networks import NetworkParameters
 
 
 class Noise(NamedTuple):

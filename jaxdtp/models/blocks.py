@@ -19,8 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdtp import pooling
-from jaxdtp.convolution import conv, conv_transpose
+from jaxdtp.models import pooling
+from jaxdtp.models.convolution import conv, conv_transpose
 
 Parameters = dict[str, jax.Array]
 
