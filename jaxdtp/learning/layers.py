@@ -1,0 +1,228 @@
+"""Feedback learning layer by layer: the rules that train the feedback weights of `jaxdtp.learning.derived`.
+
+A layer is a linear operation y = op(x, W) with a feedback weight O. A layer rule is one function
+
+    rule(layers, weights_of, params, feedback_params, probes, rate) -> feedback_params, loss of each layer
+
+where `layers, weights_of = layers_of(f, params, x)`, and `probes` holds random signals e for each layer's own input.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdtp.learning.derived import Function, Layer, layers_of
+
+Layers = list[Layer]
+LayerRule = Callable[
+    [Layers, Callable[[Any], list[jax.Array]], Any, Any, list[jax.Array], float], tuple[Any, list[jax.Array]]
+]
+
+EQUATIONS = 2.0
+"""For each unknown, in a probe of a layer that isn't cut by the share of the batch."""
+
+
+def init_feedback(f: Function, params: Any, x: Any, key: jax.Array, *, symmetric: bool = False) -> Any:
+    """Feedback parameters for `with_feedback(f)`.
+
+    Args:
+        f: `f(params, x)`.
+        params: forward parameters.
+        x: an input of f, or its shape and type.
+        key: of the random weights.
+        symmetric: whether feedback starts as the forward parameters.
+
+    Returns:
+        A tree like params. Parameters that meet the input in a linear operation are random, normal with the standard
+        deviation of the forward ones (where these are all 0, of 1 / fan-in as variance), or equal to them. The others
+        are copies, which are never used.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    copies = [jnp.copy(leaf) for leaf in leaves]
+    if symmetric:
+        return jax.tree.unflatten(structure, copies)
+    layers, _ = layers_of(f, params, x)
+    for index in sorted(frozenset().union(*(layer.leaves for layer in layers))):
+        leaf = leaves[index]
+        fan_in = max(layer.fan_in for layer in layers if index in layer.leaves)
+        scale = jnp.std(leaf)
+        scale = jnp.where(scale > 0, scale, fan_in**-0.5).astype(leaf.dtype)
+        copies[index] = scale * jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
+    return jax.tree.unflatten(structure, copies)
+
+
+def match_feedback(
+    f: Function, params: Any, feedback_params: Any, x: Any, key: jax.Array, *, share: float = 1.0
+) -> Any:
+    """Feedback parameters after one step towards the forward ones, by probes of every layer (`match_layers`).
+
+    Args:
+        f: `f(params, x)`.
+        params, feedback_params: its parameters.
+        x: an input of f, or its shape and type: probes are no longer than the signals that it makes.
+        key: of the probes.
+        share: of the batch that a probe is at most as long as, above 0, up to 1.
+
+    Raises:
+        ValueError: as `with_feedback`.
+    """
+    layers, weights_of = layers_of(f, params, x)
+    probes = draw_probes(layers, key, share)
+    return match_layers(layers, weights_of, params, feedback_params, probes, 1.0)[0]
+
+
+def match_layers(
+    layers: Layers,
+    weights_of: Callable[[Any], list[jax.Array]],
+    params: Any,
+    feedback_params: Any,
+    probes: list[jax.Array],
+    rate: float,
+) -> tuple[Any, list[jax.Array]]:
+    """A normalised step of each feedback weight O towards what its forward weight W does to a probe e,
+
+        r = op(e, W) - op(e, O),    d = op^T(e, r),    O <- O + rate d <d, d> / <op(e, d), op(e, d)>,
+
+    steepest descent on |r|^2 with exact line search: it needs no learning rate (1 is exact), and has no noise left
+    where the weights match. It is the limit of L-DRL (Ernoult et al. 2022) for sigma -> 0 in one layer, with a step in
+    the manner of normalised least mean squares (Nagumo & Noda 1967), and for what it needs (both weights' responses to
+    the same noise) a relative of the weight mirror (Akrout et al. 2019).
+
+    Parameters that meet in one layer, such as the two of a normalised kernel, share a step. A weight that several
+    layers share is probed in all of them. Mismatches are taken in float32 at least, whatever the layer computes in.
+
+    Returns:
+        The feedback parameters, and each layer's mean r^2 / mean e^2.
+    """
+    forward = weights_of(params)
+    feedback, to_params = jax.vjp(weights_of, feedback_params)
+    losses, directions = [], []
+    for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
+        mismatch = _wide(of_forward) - _wide(of_feedback)
+        residual, transpose = jax.vjp(lambda weight, layer=layer, probe=probe: _product(layer, probe, weight), mismatch)
+        (direction,) = transpose(residual)
+        directions.append(direction.astype(of_feedback.dtype))
+        losses.append(jnp.mean(residual**2))
+    (descent,) = to_params(directions)
+    _, along = jax.jvp(weights_of, (feedback_params,), (descent,))
+
+    descents, structure = jax.tree.flatten(descent)
+    leaves = jax.tree.leaves(feedback_params)
+    for group in _groups(layers):
+        curvature = sum(
+            jnp.sum(_product(layer, probe, _wide(change)) ** 2)
+            for layer, probe, change in zip(layers, probes, along, strict=True)
+            if layer.leaves <= group
+        )
+        square = sum(jnp.sum(_wide(descents[index]) ** 2) for index in group)
+        step = rate * square / (curvature + jnp.finfo(curvature.dtype).tiny)
+        for index in group:
+            leaves[index] = leaves[index] + (step * descents[index]).astype(leaves[index].dtype)
+    return jax.tree.unflatten(structure, leaves), losses
+
+
+def mirror_layers(
+    layers: Layers,
+    weights_of: Callable[[Any], list[jax.Array]],
+    params: Any,
+    feedback_params: Any,
+    probes: list[jax.Array],
+    rate: float,
+) -> tuple[Any, list[jax.Array]]:
+    """The weight mirror (Akrout et al. 2019): Hebbian learning of a forward weight's response to noise, with decay,
+
+        O <- (1 - rate) O + rate op^T(e, op(e, W)) / n,
+
+    whose expectation is (1 - rate) O + rate W: n is how often each weight meets a probe e of random signs.
+
+    Returns:
+        The feedback parameters, and each layer's mean (op(e, W) - op(e, O))^2.
+    """
+    forward = weights_of(params)
+    feedback, to_params = jax.vjp(weights_of, feedback_params)
+    losses, changes = [], []
+    for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
+        response, transpose = jax.vjp(lambda w, layer=layer, probe=probe: _product(layer, probe, w), _wide(of_forward))
+        (correlation,) = transpose(response)
+        # Signs have the square 1, which is not folded into a constant as ones would be.
+        count_of = lambda w, layer=layer, probe=probe: _product(layer, probe**2, w)  # noqa: E731
+        _, transpose = jax.vjp(count_of, _wide(of_forward))
+        (count,) = transpose(jnp.ones_like(response))
+        mirrored = correlation / jnp.maximum(count, 1)
+        changes.append((rate * (mirrored - _wide(of_feedback))).astype(of_feedback.dtype))
+        losses.append(jnp.mean((response - _product(layer, probe, _wide(of_feedback))) ** 2))
+    (change,) = to_params(changes)
+    uses = [max(1, sum(index in layer.leaves for layer in layers)) for index in range(len(jax.tree.leaves(change)))]
+    leaves, structure = jax.tree.flatten(feedback_params)
+    leaves = [leaf + step / count for leaf, step, count in zip(leaves, jax.tree.leaves(change), uses, strict=True)]
+    return jax.tree.unflatten(structure, leaves), losses
+
+
+def copy_signs(
+    layers: Layers,
+    weights_of: Callable[[Any], list[jax.Array]],
+    params: Any,
+    feedback_params: Any,
+    probes: list[jax.Array],
+    rate: float,
+) -> tuple[Any, list[jax.Array]]:
+    """O <- sign(W) |O|: feedback weights keep their own random sizes and take the forward weights' signs.
+
+    Sign-symmetry as 'frSF' of Liao, Leibo & Poggio 2016 (Moskovitz et al. 2018): each weight's sign is transported.
+    """
+    del weights_of, probes, rate
+    signed = frozenset().union(*(layer.leaves for layer in layers))
+    forward, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(feedback_params)
+    leaves = [jnp.copysign(leaf, forward[index]) if index in signed else leaf for index, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, leaves), [jnp.zeros(()) for _ in layers]
+
+
+def draw_probes(layers: Layers, key: jax.Array, share: float) -> list[jax.Array]:
+    """Random signs for the input of each layer: as many examples as give `EQUATIONS` for each unknown, but no more than
+    a share of those that there are."""
+    return [
+        jax.random.rademacher(
+            jax.random.fold_in(key, index),
+            probe_shape(layer, share),
+            jnp.promote_types(layer.signal.dtype, jnp.float32),
+        )
+        for index, layer in enumerate(layers)
+    ]
+
+
+def probe_shape(layer: Layer, share: float) -> tuple[int, ...]:
+    """Shape of a layer's probe."""
+    shape = list(layer.signal.shape)
+    if layer.examples:
+        present = math.prod(shape[axis] for axis in layer.examples)
+        # Each unit of one example gives one equation for its weights, at each position that it stands at.
+        units = math.prod(layer.weight.shape) / layer.fan_in
+        equations = math.prod(layer.out) / present / units
+        wanted = math.ceil(EQUATIONS * layer.fan_in / equations)
+        for axis in layer.examples:
+            shape[axis] = 1
+        shape[layer.examples[0]] = max(1, min(wanted, math.ceil(share * present)))
+    return (*layer.loops, *shape)
+
+
+def _product(layer: Layer, probe: jax.Array, weight: jax.Array) -> jax.Array:
+    product = layer.product
+    for _ in layer.loops:
+        product = jax.vmap(product)
+    return product(probe, weight)
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _groups(layers: Layers) -> list[frozenset[int]]:
+    """Parameters that meet in a layer, together with those that these meet in other ones."""
+    groups: list[frozenset[int]] = []
+    for layer in layers:
+        met = [group for group in groups if group & layer.leaves]
+        groups = [group for group in groups if group not in met] + [layer.leaves.union(*met)]
+    return groups
