@@ -20,17 +20,22 @@ from ml_collections import ConfigDict
 from benchmarks.collectives import SENT
 from benchmarks.steps import CLASSES, IMAGE
 from jaxdtp.build import build_network, build_settings
+from jaxdtp.learning.derived import layers_of
+from jaxdtp.learning.layers import probe_shape
 from jaxdtp.learning.step import init_state
-from jaxdtp.models.blocks import Block
+from jaxdtp.models.blocks import Block, example_of
 
 NUMBER = 4
 """Bytes of a float32."""
+
+LARGE = 10**6
+"""More examples than any probe has."""
 
 # Kernels by what bounds them: a convolution or matrix product, a sweep over activations, or nothing, being short. Their
 # numbers are those of VGG's program for the TPU v5e (libtpu 0.0.42): 25 to 28 in a feedback iteration, 14 for all else
 # of a block. The compiler's own estimates for 16, 64 and 128 examples are 0.6 to 1.3 times what comes out here for an
 # iteration, 1.1 to 1.4 times for all else.
-ITERATION_MAPS, ITERATION_SWEEPS, ITERATION_SHORT = 4, 5, 17
+ITERATION_SWEEPS, ITERATION_SHORT = 5, 17
 PASSES_SWEEPS, PASSES_SHORT = 8, 2
 UPDATE = 5
 """Accesses to memory for a parameter's update with momentum: gradient, parameter and buffer are read, two written."""
@@ -99,22 +104,29 @@ class BlockCost(NamedTuple):
         operations: floating-point operations of its linear map on one example, by definition.
         activations: numbers of one example that go into its linear map and come out of it.
         forward: numbers in its forward parameters.
-        feedback: numbers in its feedback parameters; this and all that follows is 0 in the first block.
+        maps: how often a step without feedback training goes through its linear map, forwards or backwards.
+        feedback: numbers in its feedback parameters; this and all that follows is 0 in a block without feedback.
         exchanged: numbers that come out of its feedback training: parameters, optimizer state and loss.
-        reduced: numbers that a feedback iteration sums over the batch, and so over the devices that share it.
+        reduced: numbers that a feedback iteration sums over its examples, and so over the devices that share them, by
+            all-reduces that wait for each other.
         iterations: feedback iterations of a step.
+        iteration_maps: as `maps`, of a feedback iteration.
         share: of the batch that takes part in them, above 1 with several noise samples.
+        probe: examples in a layer's probe, if the batch has so many; 0: feedback learns from the batch itself.
     """
 
     name: str
     operations: float
     activations: int
     forward: int
+    maps: int
     feedback: int = 0
     exchanged: int = 0
-    reduced: int = 0
+    reduced: tuple[int, ...] = ()
     iterations: int = 0
+    iteration_maps: int = 0
     share: float = 0.0
+    probe: int = 0
 
 
 Blocks = tuple[BlockCost, ...]
@@ -155,7 +167,8 @@ def block_costs(config: ConfigDict) -> tuple[BlockCost, ...]:
     network = build_network(config, IMAGE, CLASSES)
     settings = build_settings(config, network, steps_per_epoch=1)
     state = jax.eval_shape(lambda: init_state(network, settings, jax.random.key(0)))
-    trainings = dict(zip(state.feedback, settings.feedback, strict=True))
+    by_layer = settings.algorithm.paths == "layers"
+    trainings = {} if by_layer else dict(zip(state.feedback, settings.feedback, strict=True))
 
     def cost(block: Block) -> BlockCost:
         name = block.name
@@ -163,21 +176,30 @@ def block_costs(config: ConfigDict) -> tuple[BlockCost, ...]:
         features = kernel.shape[-1]
         positions = math.prod(block.input_shape[:2]) if kernel.ndim == 4 else 1
         activations = math.prod(block.input_shape) + positions * features
-        forward = BlockCost(name, 2.0 * positions * kernel.size, activations, _numbers(state.forward[name]))
+        maps = 2 if block is network[0] else 3  # nothing goes down from the first block
+        forward = BlockCost(name, 2.0 * positions * kernel.size, activations, _numbers(state.forward[name]), maps)
+        if by_layer:
+            run = lambda params, x: block.forward(params, x)[0]  # noqa: E731
+            # Of so many examples that no probe is cut.
+            (layer,), _ = layers_of(run, state.forward[name], example_of(block, LARGE))
+            return forward._replace(
+                feedback=_numbers(state.feedback[name]),
+                exchanged=_numbers(state.feedback[name]) + 1,
+                reduced=(kernel.size + 1, 1),  # direction and loss; then the curvature along it
+                iterations=settings.layers.iterations,
+                iteration_maps=3,  # residual, direction, curvature
+                share=settings.layers.share,
+                probe=probe_shape(layer, 1.0)[0],
+            )
         if name not in trainings:
             return forward
         training = trainings[name]
-        if config.algorithm == "ldrl":
-            reduced = 2 * kernel.size + 1  # a gradient of each of the loss's two terms, and the loss
-        else:
-            # The gradient, its curvature's two sums by feature, loss and probe size. The last block is linear: its
-            # Jacobians need no data, and every device matches them by itself.
-            reduced = kernel.size + 2 * features + 2 if block is not network[-1] else 0
         return forward._replace(
             feedback=_numbers(state.feedback[name]),
             exchanged=_numbers((state.feedback[name], state.feedback_optimizer[name])) + 1,
-            reduced=reduced,
+            reduced=(2 * kernel.size + 1,),  # a gradient of each of the loss's two terms, and the loss
             iterations=training.iterations,
+            iteration_maps=4,
             share=training.examples * training.noise_samples / config.batch_size,
         )
 
@@ -201,22 +223,37 @@ def trained(blocks: Blocks) -> Blocks:
     return tuple(block for block in blocks if block.iterations)
 
 
+def examples(block: BlockCost, batch: int) -> float:
+    """Of a feedback iteration."""
+    most = block.share * batch
+    return min(block.probe, math.ceil(most)) if block.probe else most
+
+
+def divided(block: BlockCost, batch: int, mesh: Mesh) -> bool:
+    """Whether the devices of a group share the examples of a feedback iteration. Those of probes are the same
+    everywhere: only groups divide them, if they can be evenly."""
+    return not block.probe or (mesh.layers > 1 and examples(block, batch) % mesh.data == 0)
+
+
 def operations(block: BlockCost, batch: int) -> float:
     """Of a block's feedback training in one step."""
-    return ITERATION_MAPS * block.iterations * block.share * batch * block.operations
+    return block.iteration_maps * block.iterations * examples(block, batch) * block.operations
 
 
-def exchanges(blocks: Blocks, mesh: Mesh, own: Collection[str]) -> list[Exchange]:
+def exchanges(blocks: Blocks, batch: int, mesh: Mesh, own: Collection[str]) -> list[Exchange]:
     """What a device of the group that trains the blocks `own` communicates in a step.
 
     A single iteration is no loop, and without groups the compiler puts the all-reduces of all blocks into one.
     """
-    sums = {block.name: NUMBER * block.reduced for block in trained(blocks) if block.name in own and block.reduced}
-    counts = {block.name: block.iterations for block in blocks}
-    once = [name for name in sums if counts[name] == 1] if mesh.layers == 1 else []
-    found = [Exchange("feedback", mesh.data, counts[name], sums[name]) for name in sums if name not in once]
+    found, once = [], 0
+    for block in trained(blocks):
+        for reduced in block.reduced if block.name in own and divided(block, batch, mesh) else ():
+            if block.iterations == mesh.layers == 1:
+                once += reduced
+            else:
+                found.append(Exchange("feedback", mesh.data, block.iterations, NUMBER * reduced))
     if once:
-        found.append(Exchange("feedback", mesh.data, 1, sum(sums[name] for name in once)))
+        found.append(Exchange("feedback", mesh.data, 1, NUMBER * once))
     # With the gradients go the metrics: loss, accuracy, and each block's activation.
     numbers = sum(block.forward for block in blocks) + len(blocks) + 2
     found.append(Exchange("forward", mesh.data, 1, NUMBER * numbers))
@@ -226,16 +263,18 @@ def exchanges(blocks: Blocks, mesh: Mesh, own: Collection[str]) -> list[Exchange
 
 def step_seconds(machine: Machine, blocks: Blocks, batch: int, mesh: Mesh) -> StepSeconds:
     """Of one training step on a global batch; blocks go to the groups by `assign`, by their seconds."""
-    examples = math.ceil(batch / mesh.data)
     computing = {
-        block.name: block.iterations * iteration_seconds(machine, block, math.ceil(block.share * batch / mesh.data))
+        block.name: block.iterations
+        * iteration_seconds(
+            machine, block, math.ceil(examples(block, batch) / (mesh.data if divided(block, batch, mesh) else 1))
+        )
         for block in trained(blocks)
     }
 
     def exchanging(own: Collection[str], feedback: bool) -> float:
         return sum(
             exchange_seconds(machine, mesh, exchange)
-            for exchange in exchanges(blocks, mesh, own)
+            for exchange in exchanges(blocks, batch, mesh, own)
             if (exchange.purpose == "feedback") == feedback
         )
 
@@ -244,7 +283,7 @@ def step_seconds(machine: Machine, blocks: Blocks, batch: int, mesh: Mesh) -> St
         (sum(computing[name] for name in own), exchanging(own, feedback=True)) for own in assign(total, mesh.layers)
     ]
     return StepSeconds(
-        sum(passes_seconds(machine, block, examples) for block in blocks),
+        sum(passes_seconds(machine, block, math.ceil(batch / mesh.data)) for block in blocks),
         *max(groups, key=sum),
         exchanging([], feedback=False),
     )
@@ -252,9 +291,8 @@ def step_seconds(machine: Machine, blocks: Blocks, batch: int, mesh: Mesh) -> St
 
 def passes_seconds(machine: Machine, block: BlockCost, examples: int) -> float:
     """A block's forward pass, target, local gradient and update on `examples` examples."""
-    maps = 3 if block.iterations else 2  # nothing goes down from the first block
     return (
-        maps * kernel_seconds(machine, operations=block.operations * examples)
+        block.maps * kernel_seconds(machine, operations=block.operations * examples)
         + PASSES_SWEEPS * kernel_seconds(machine, traffic=NUMBER * block.activations * examples)
         + PASSES_SHORT * machine.shortest_kernel
         + kernel_seconds(machine, traffic=UPDATE * NUMBER * block.forward)
@@ -264,7 +302,7 @@ def passes_seconds(machine: Machine, block: BlockCost, examples: int) -> float:
 def iteration_seconds(machine: Machine, block: BlockCost, examples: int) -> float:
     """One feedback iteration of a block on `examples` examples, without communication."""
     return (
-        ITERATION_MAPS * kernel_seconds(machine, operations=block.operations * examples)
+        block.iteration_maps * kernel_seconds(machine, operations=block.operations * examples)
         + ITERATION_SWEEPS * kernel_seconds(machine, traffic=NUMBER * block.activations * examples)
         + ITERATION_SHORT * machine.shortest_kernel
         + kernel_seconds(machine, traffic=UPDATE * NUMBER * block.feedback)

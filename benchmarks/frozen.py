@@ -106,7 +106,7 @@ def starts(setting: Setting, data_dir: str) -> list[Start]:
         init_key, noise_key = jax.random.split(jax.random.key(seed))
         forward, feedback = (
             {name: {"kernel": params["kernel"]} for name, params in side.items()}
-            for side in (networks.init(network, init_key), paths.init(paths.consecutive(network), init_key))
+            for side in (networks.init(network, init_key)[0], paths.init(paths.consecutive(network), init_key))
         )
         passes = jax.jit(partial(networks.forward_passes, network))(forward, images)
         result.append(Start(images, batch.labels, forward, feedback, passes, noise_key))

@@ -22,8 +22,15 @@ from jaxdtp import data
 from jaxdtp.build import build_network, build_preprocessing, build_settings, steps_in_epoch
 from jaxdtp.config import resolve
 from jaxdtp.epoch import normalise
-from jaxdtp.learning.step import Settings, cross_entropy, init_state
-from jaxdtp.learning.targets import difference_target, local_gradients, output_target, propagate_targets
+from jaxdtp.learning import paths
+from jaxdtp.learning.step import Settings, init_state
+from jaxdtp.learning.targets import (
+    cross_entropy,
+    difference_target,
+    local_gradients,
+    output_target,
+    propagate_targets,
+)
 from jaxdtp.models import networks
 from jaxdtp.plots import plt, style
 
@@ -81,7 +88,8 @@ def train(network, settings: Settings, disturbance: Disturbance, state, batches,
         feedback, memory = disturb(disturbance, kernels, memory, noise_key)
         passes = networks.forward_passes(network, forward, images)
         target = output_target(passes[-1].output, labels, settings.beta)
-        targets, _ = propagate_targets(difference_target, settings.paths, forward, feedback, passes, target)
+        ways = paths.bind(settings.paths, network, forward)
+        targets, _ = propagate_targets(difference_target, ways, forward, feedback, passes, target)
         gradients = local_gradients(network, forward, passes, targets)
         updates, optimizer = settings.forward_optimizer.update(gradients, optimizer, forward)
         loss = jnp.mean(cross_entropy(passes[-1].output, labels))

@@ -60,7 +60,7 @@ def lower_step(
     settings = build_settings(config, network, steps_per_epoch=1)
     grid = jax.sharding.Mesh(np.array(devices).reshape(mesh), AXES, axis_types=(AxisType.Auto,) * 2)
     owner = {name: number for number, names in enumerate(groups) for name in names}
-    owners = tuple(owner[path.block.name] for path in settings.paths) if mesh.layers > 1 else ()
+    owners = tuple(owner[name] for name in step.trained_blocks(network, settings)) if mesh.layers > 1 else ()
     settings = settings._replace(parallel=Parallel(grid, owners))
 
     def train_step(state, images, labels, key):
@@ -104,7 +104,7 @@ def count(config: ConfigDict, blocks: Blocks, mesh: Mesh, devices: list[jax.Devi
             "feedback": _sums(itertools.compress(mine, of_feedback)),
             "rest": _sums(collective for collective, feedback in zip(mine, of_feedback, strict=True) if not feedback),
             "all_reduces": _sums(collective for collective in mine if collective.kind == "all-reduce"),
-            "predicted": _sums(cost_model.exchanges(blocks, mesh, own)),
+            "predicted": _sums(cost_model.exchanges(blocks, config.batch_size, mesh, own)),
             "collectives": [collective._asdict() for collective in mine],
         }
         counted, predicted = row["all_reduces"], row["predicted"]

@@ -9,13 +9,14 @@ from benchmarks.record import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
 NAMES = {
+    "flax_bp": "BP in plain Flax and Optax",
     "jaxdtp_bp": "BP",
     "jaxdtp_dtp": "L-DRL as published",
     "jaxdtp_dtp_fast": "fast L-DRL",
     "torch_bp": "BP in PyTorch",
     "torch_dtp": "L-DRL as published in PyTorch",
 }
-NETWORKS = {"vgg": "VGG", "lenet": "LeNet"}
+NETWORKS = {"vgg": "VGG", "lenet": "LeNet", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
 
 
 def with_tables(readme: str) -> str:
@@ -24,6 +25,7 @@ def with_tables(readme: str) -> str:
     tables = {
         "step times": "\n\n".join(step_time_table(result) for result in step_times),
         "accuracy over seeds": over_seeds.table(),
+        "ablation": (RESULTS / "ablation.md").read_text().strip(),
         "comparison": "\n\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("compare_*.md"))),
     }
     for name, text in tables.items():
@@ -46,7 +48,7 @@ def step_time_table(result: dict) -> str:
     peak = result["matmul_operations_per_second"]
     median = {row["name"]: row["seconds_median"] for row in result["rows"]}
     lines = [
-        f"{NETWORKS[result['network']]} of `configs/cifar10_{result['network']}.py`, batch {result['batch']}, "
+        f"{NETWORKS[result['network']]} of `configs/cifar10_{result['network']}*.py`, batch {result['batch']}, "
         f"{machine['device']}, {machine['cores']} cores, {result['precision']}, jax {versions['jax']}"
         + (f", PyTorch {versions['torch']}" if "torch" in versions else "")
         + f", {result['date']} (`{result['command']}`):",
@@ -56,7 +58,7 @@ def step_time_table(result: dict) -> str:
     ]
     for row in result["rows"]:
         library = row["name"].partition("_")[0]
-        memory = row["peak_memory_bytes"]
+        memory, operations = row["peak_memory_bytes"], row["operations"]
         lines.append(
             f"| {NAMES[row['name']]} "
             f"| {row['seconds_median']:.4f} ({row['seconds_min']:.4f} to {row['seconds_max']:.4f}) "
@@ -64,7 +66,7 @@ def step_time_table(result: dict) -> str:
             f"| {row['images_per_second']:.0f} "
             f"| {'' if memory is None else format(memory / 1e6, '.0f')} "
             f"| {row['compile_seconds']:.0f} "
-            f"| {row['operations'] / row['seconds_median'] / peak:.0%} |"
+            f"| {'' if operations is None else format(operations / row['seconds_median'] / peak, '.0%')} |"
         )
     return "\n".join(lines)
 

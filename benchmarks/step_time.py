@@ -13,24 +13,44 @@ import sys
 
 import jax
 
+from benchmarks.flax_step import flax_step
 from benchmarks.record import RESULTS, origin
 from benchmarks.steps import Step, jaxdtp_step, torch_step
 from benchmarks.timing import interleaved, matmul_peak, resident_bytes_added, summary
-from configs import cifar10_lenet, cifar10_lenet_fast, cifar10_vgg, cifar10_vgg_fast
+from configs import (
+    cifar10_lenet,
+    cifar10_lenet_fast,
+    cifar10_resnet18_fast,
+    cifar10_resnet20_fast,
+    cifar10_vgg,
+    cifar10_vgg_fast,
+)
 
-CONFIGS = {"vgg": (cifar10_vgg, cifar10_vgg_fast), "lenet": (cifar10_lenet, cifar10_lenet_fast)}
+CONFIGS = {
+    "vgg": (cifar10_vgg, cifar10_vgg_fast),
+    "lenet": (cifar10_lenet, cifar10_lenet_fast),
+    "resnet20": (None, cifar10_resnet20_fast),
+    "resnet18": (None, cifar10_resnet18_fast),
+}
+"""The published settings, where there are any, and those of fast L-DRL."""
 COLUMNS = "{:18} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
 
 
 def build_steps(network: str, batch: int, device: str, precision: str) -> dict[str, Step]:
-    """All steps by name, with the settings of the network's CIFAR-10 configurations."""
-    published, fast = (module.get_config() for module in CONFIGS[network])
-    published.batch_size = fast.batch_size = batch
+    """All steps by name, with the settings of the network's CIFAR-10 configurations; published rules and PyTorch where
+    these are written for the network."""
+    published, fast = (module and module.get_config() for module in CONFIGS[network])
+    for config in (published, fast):
+        if config:
+            config.batch_size = batch
     steps = {
-        "jaxdtp_bp": jaxdtp_step(published, "bp"),
-        "jaxdtp_dtp": jaxdtp_step(published, "ldrl"),
+        "flax_bp": flax_step(fast),
+        "jaxdtp_bp": jaxdtp_step(fast, "bp"),
         "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast"),
     }
+    if not published:
+        return steps
+    steps["jaxdtp_dtp"] = jaxdtp_step(published, "ldrl")
     torch_device = "cuda" if device == "gpu" else device
     if not torch_runs_on(torch_device):
         print(f"there is no PyTorch for {torch_device} here: its rows are left out", file=sys.stderr)
@@ -103,8 +123,8 @@ def table(rows: list[dict], peak: float) -> str:
                 f"{times_bp:.2f}",
                 "" if memory is None else f"{memory / 1e6:.0f}",
                 f"{row['compile_seconds']:.1f}",
-                f"{row['operations'] / 1e12:.3f}",
-                f"{100 * row['operations'] / row['seconds_median'] / peak:.0f}",
+                "" if row["operations"] is None else f"{row['operations'] / 1e12:.3f}",
+                "" if row["operations"] is None else f"{100 * row['operations'] / row['seconds_median'] / peak:.0f}",
             )
         )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +12,11 @@ from ml_collections import ConfigDict
 
 from jaxdtp.build import build_network, build_settings
 from jaxdtp.config import resolve
+from jaxdtp.learning.derived import layers_of
+from jaxdtp.learning.layers import probe_shape
 from jaxdtp.learning.step import init_state, train_step
-from jaxdtp.models.networks import Network
+from jaxdtp.models.convolution import slow_in_loops
+from jaxdtp.models.networks import NETWORKS, Network
 
 IMAGE = (32, 32, 3)
 CLASSES = 10
@@ -47,21 +49,24 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
     images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size, image))
     key = jax.random.key(1)
 
-    @partial(jax.jit, donate_argnums=0)
-    def steps(state, images, labels, count):
-        # In a loop on the device, as in training.
-        def step(_, state):
-            return train_step(network, settings, state, images, labels, jax.random.fold_in(key, state.step))[0]
+    def one_step(state, images, labels):
+        return train_step(network, settings, state, images, labels, jax.random.fold_in(key, state.step))[0]
 
-        return jax.lax.fori_loop(0, count, step, state)
+    def in_loop(state, images, labels, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: one_step(state, images, labels), state)
 
+    # In a loop on the device or one by one, as in training.
     start = time.perf_counter()
-    steps = steps.lower(state, images, labels, 1).compile()
+    alone = slow_in_loops(jax.make_jaxpr(one_step)(state, images, labels))
+    program, counts = (one_step, ()) if alone else (in_loop, (1,))
+    steps = jax.jit(program, donate_argnums=0).lower(state, images, labels, *counts).compile()
     compile_seconds = time.perf_counter() - start
 
     def run(count):
         nonlocal state
-        state = jax.block_until_ready(steps(state, images, labels, count))
+        for _ in range(count if alone else 1):
+            state = steps(state, images, labels) if alone else steps(state, images, labels, count)
+        jax.block_until_ready(state)
 
     memory = steps.memory_analysis()
     return Step(
@@ -144,24 +149,29 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
     With c the operations of a block's linear map on the batch, its gradients with respect to input or weights cost c
     each. A step: forward c, weight gradient c and, except in the first block, c for what goes down to the block below.
     To this L-DRL adds per iteration F, one feedback projection and two weight gradients (in PyTorch, written as
-    published: F, three feedback passes and their three weight gradients); fast L-DRL, for its share of the batch,
-    F with its directional derivative, one projection and one weight gradient. Other rules aren't counted: None.
+    published: F, three feedback passes and their three weight gradients); fast L-DRL three products of each layer with
+    its probe. Other rules, and networks that aren't those of the published runs, aren't counted: None.
     """
-    per_iteration = {"bp": 0, "ldrl": 7 if torch else 4, "ldrl_fast": 4}
-    if config.algorithm not in per_iteration:
+    per_iteration = {"bp": 0, "ldrl": 7 if torch else 4, "ldrl_fast": 3}
+    if config.algorithm not in per_iteration or config.network.name not in NETWORKS:
         return None
-    trainings = build_settings(config, network, steps_per_epoch=1000).feedback
+    settings = build_settings(config, network, steps_per_epoch=1000)
+    state = jax.eval_shape(lambda key: init_state(network, settings, key), jax.random.key(0))
     total = 0.0
     for index, block in enumerate(network):
-        shape = jax.eval_shape(block.init, jax.random.key(0))[0]["kernel"].shape
+        shape = state.forward[block.name]["kernel"].shape
         positions = math.prod(block.input_shape[:2]) if len(shape) == 4 else 1
-        cost = 2.0 * config.batch_size * positions * math.prod(shape)
-        total += 2 * cost
-        if index == 0:
-            continue
-        total += cost
-        if trainings:
-            training = trainings[index - 1]
-            share = training.noise_samples * training.examples / config.batch_size
-            total += per_iteration[config.algorithm] * training.iterations * share * cost
+        of_example = 2.0 * positions * math.prod(shape)
+        total += (3 if index else 2) * config.batch_size * of_example
+        if settings.algorithm.paths == "layers":
+            example = jax.ShapeDtypeStruct((config.batch_size, *block.input_shape), jnp.float32)
+            layers, _ = layers_of(
+                lambda params, x, block=block: block.forward(params, x)[0], state.forward[block.name], example
+            )
+            probed = sum(probe_shape(layer, settings.layers.share)[0] for layer in layers)
+            total += per_iteration[config.algorithm] * settings.layers.iterations * probed * of_example
+        elif settings.feedback and index:
+            training = settings.feedback[index - 1]
+            examples = training.noise_samples * training.examples
+            total += per_iteration[config.algorithm] * training.iterations * examples * of_example
     return total

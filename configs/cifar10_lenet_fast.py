@@ -22,6 +22,5 @@ def get_config():
     config.forward.learning_rate = 0.05
     config.forward.warmup_steps = 200  # feedback weights start at random: they must get there first
     config.forward.schedule_epochs = 85
-    config.feedback.batch_share = (0.125, 1.0, 1.0)
     config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

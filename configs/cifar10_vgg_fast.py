@@ -22,8 +22,6 @@ def get_config():
     config.forward.learning_rate = 0.05
     config.forward.warmup_steps = 200  # feedback weights start at random: they must get there first
     config.forward.schedule_epochs = 85
-    config.feedback.batch_share = (0.0625, 0.125, 0.25, 0.5, 0.5)
-    # Above 1 where maps are tiny: of a kernel's 9 taps 6.25 meet in a pixel of a 4x4 map, on average, 4 in a 2x2 map.
-    config.when.ldrl_fast.feedback.learning_rate = (1.0, 1.0, 1.4, 2.0, 1.0)
+    config.feedback.batch_share = (0.25,)  # of each batch, that a layer is probed with at most
     config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

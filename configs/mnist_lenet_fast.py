@@ -20,6 +20,5 @@ def get_config():
     config.forward.learning_rate = 0.02
     config.forward.warmup_steps = 200  # feedback weights start at random: they must get there first
     config.forward.schedule_epochs = 3
-    config.feedback.batch_share = (0.25, 1.0, 1.0)
     config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

@@ -3,13 +3,18 @@
 The names that a notebook needs; everything else is imported from its module.
 """
 
+from jaxdtp.alignment import gradient_matching, jacobian_matching
 from jaxdtp.config import ConfigError, default_config, resolve
 from jaxdtp.epoch import Preprocessing, evaluate, train_steps
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
+from jaxdtp.learning.derived import with_feedback
 from jaxdtp.learning.feedback import FeedbackTraining, Noise
+from jaxdtp.learning.layers import init_feedback, match_feedback
+from jaxdtp.learning.learner import Learner, learner
 from jaxdtp.learning.paths import Path, consecutive, direct, direct_through_hidden
 from jaxdtp.learning.step import Settings, TrainState, classification_metrics, init_state, train_step
 from jaxdtp.models.blocks import Block, Pass, Units, conv_block, dense_block
+from jaxdtp.models.modules import OwnFeedback, network_of
 from jaxdtp.models.networks import Network, lenet, logits, mlp, vgg
 from jaxdtp.rounds import DivergedError
 from jaxdtp.train import evaluate_best, train_and_evaluate
@@ -21,8 +26,10 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "FeedbackTraining",
+    "Learner",
     "Network",
     "Noise",
+    "OwnFeedback",
     "Pass",
     "Path",
     "Preprocessing",
@@ -38,13 +45,20 @@ __all__ = [
     "direct_through_hidden",
     "evaluate",
     "evaluate_best",
+    "gradient_matching",
+    "init_feedback",
     "init_state",
+    "jacobian_matching",
+    "learner",
     "lenet",
     "logits",
+    "match_feedback",
     "mlp",
+    "network_of",
     "resolve",
     "train_and_evaluate",
     "train_step",
     "train_steps",
     "vgg",
+    "with_feedback",
 ]

@@ -10,16 +10,27 @@ Everything is pure and jitted, for any network of blocks and in either precision
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.learning.paths import Paths, consecutive
-from jaxdtp.learning.step import backprop_gradients
-from jaxdtp.learning.targets import TargetRule, local_gradients, output_target, propagate_targets
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.derived import parameter_names
+from jaxdtp.learning.paths import Paths, bind, consecutive, derive
+from jaxdtp.learning.step import Settings, backprop_gradients, error_gradients
+from jaxdtp.learning.targets import (
+    Loss,
+    TargetRule,
+    cross_entropy,
+    difference_target,
+    local_gradients,
+    output_target,
+    propagate_targets,
+)
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Block, Parameters, Pass, feedback
+from jaxdtp.models.modules import as_network, by_block, is_network
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
@@ -60,27 +71,64 @@ def relative_distance(a: jax.Array, reference: jax.Array) -> jax.Array:
     return jnp.linalg.norm(a - reference) / jnp.linalg.norm(reference)
 
 
-@jax.jit
-def weight_alignment(forward: NetworkParameters, feedback: NetworkParameters) -> dict[str, dict[str, jax.Array]]:
-    """'weight_angle' (degrees) and 'weight_distance' (relative) of each block's feedback kernel to its transposed
-    forward kernel, by block name."""
-    kernels = {name: (feedback[name]["kernel"].ravel(), forward[name]["kernel"].ravel()) for name in feedback}
+@functools.partial(jax.jit, static_argnames="names")
+def weight_alignment(
+    forward: NetworkParameters, feedback: NetworkParameters, names: frozenset[str] | None = None
+) -> dict[str, dict[str, jax.Array]]:
+    """'weight_angle' (degrees) and 'weight_distance' (relative) of each feedback kernel to its transposed forward
+    kernel, by the name of the block, or with points between those of the block and of the layer in it.
+
+    Args:
+        forward, feedback: parameters.
+        names: of the parameters to compare, such as 'block.layer.kernel'; those named kernel if left out.
+    """
+    of_forward, of_feedback = named_parameters(forward), named_parameters(feedback)
+    kernels = {
+        name.removesuffix(".kernel"): (of_feedback[name].ravel(), of_forward[name].ravel())
+        for name in of_feedback
+        if (name in names if names is not None else name.endswith(".kernel") and name in of_forward)
+    }
     return {
         "weight_angle": {name: angle_degrees(*pair) for name, pair in kernels.items()},
         "weight_distance": {name: relative_distance(*pair) for name, pair in kernels.items()},
     }
 
 
-@functools.partial(jax.jit, static_argnames=("block", "probes", "per_example"))
+def named_parameters(params: NetworkParameters) -> dict[str, jax.Array]:
+    """Parameters by their path, with points between."""
+    return dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
+
+
+def updates_matching(updates: NetworkParameters, gradients: NetworkParameters) -> dict[str, dict[str, jax.Array]]:
+    """'update_angle' (degrees), 'update_distance' and 'update_ratio' (relative to the gradient's norm) of each update
+    to its gradient, by the name of what has the parameter (of those not named kernel: by their own name), and
+    'bias_update_angle'."""
+    matches, biases = {}, {}
+    references = named_parameters(gradients)
+    for name, update in named_parameters(updates).items():
+        owner, _, last = name.rpartition(".")
+        if last == "bias":
+            biases[owner] = match(update, references[name]).angle
+        else:
+            matches[owner if last == "kernel" else name] = match(update, references[name])
+    return {
+        "update_angle": {name: of_one.angle for name, of_one in matches.items()},
+        "update_distance": {name: of_one.distance for name, of_one in matches.items()},
+        "update_ratio": {name: of_one.ratio for name, of_one in matches.items()},
+        "bias_update_angle": biases,
+    }
+
+
 def jacobian_matching(
-    block: Block,
-    forward_params: Parameters,
-    feedback_params: Parameters,
+    block: Any,
+    forward_params: Any,
+    feedback_params: Any,
     x: jax.Array,
     key: jax.Array,
     *,
     probes: int = 16,
     per_example: bool = False,
+    state: Any = None,
 ) -> tuple[Estimate, Estimate]:
     """The Jacobian matching condition of one block, from random probes v with independent signs:
 
@@ -90,12 +138,14 @@ def jacobian_matching(
     Jacobians taken as one long vector.
 
     Args:
-        block: the block.
+        block: a block, or a model (`models.modules.network_of`) that is one: its feedback map is the derived one, with
+            feedback_params as from `init_feedback`.
         forward_params, feedback_params: its parameters.
         x: [batch, *block.input_shape].
         key: of the probes.
         probes: for each example, 2 or more. The standard error falls with the square root of their number.
         per_example: whether to give each example's own, [batch], rather than the batch's.
+        state: of a model, what it keeps without learning it, such as {"batch_stats": ...}; fresh if left out.
 
     Returns:
         The relative error |J_G - J_F^T|_F / |J_F|_F and the angle between J_G and J_F^T (degrees), each with its
@@ -106,7 +156,22 @@ def jacobian_matching(
     """
     if probes < 2:
         raise ValueError(f"probes: got {probes}; allowed: 2 or more, for a standard error")
-    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward_params, x), x, has_aux=True)
+    (block,) = as_network(block, x, state) if not isinstance(block, Block) else (block,)
+    return _match_jacobian(block, forward_params, feedback_params, x, key, probes, per_example)
+
+
+def match_jacobian(
+    block: Block,
+    forward_params: Any,
+    feedback_params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    probes: int,
+    per_example: bool = False,
+) -> tuple[Estimate, Estimate]:
+    """As `jacobian_matching`, for use within a jitted function, where a block may be bound to a batch."""
+    block = with_own_feedback(block, forward_params)
+    y, pull_back, switches = jax.vjp(_with_switches(block, forward_params), x, has_aux=True)
 
     def squared_norms(key):
         v = jax.random.rademacher(key, y.shape, y.dtype)
@@ -121,6 +186,9 @@ def jacobian_matching(
         _jackknife(_relative_error, jnp.mean(sums, axis=0), without_one),
         _jackknife(_angle_from_norms, jnp.mean(sums, axis=0), without_one),
     )
+
+
+_match_jacobian = functools.partial(jax.jit, static_argnames=("block", "probes", "per_example"))(match_jacobian)
 
 
 @functools.partial(jax.jit, static_argnames="block")
@@ -138,8 +206,10 @@ def dense_jacobians(
         J_F, [batch, outputs, inputs], and J_G, [batch, inputs, outputs], features flattened in row-major order.
     """
 
+    block = with_own_feedback(block, forward_params)
+
     def of_example(x):
-        y, switches = block.forward(forward_params, x[None])
+        y, switches, _ = block.forward(forward_params, x[None])
 
         def forward_map(x):
             return block.forward(forward_params, x[None])[0].ravel()
@@ -154,67 +224,102 @@ def dense_jacobians(
     return jax.vmap(of_example)(x)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths"))
 def updates_and_gradients(
-    network: Network,
-    target_rule: TargetRule,
-    forward: NetworkParameters,
-    feedback: NetworkParameters,
+    network: Any,
+    target_rule: TargetRule | None,
+    forward: Any,
+    feedback: Any,
     images: jax.Array,
-    labels: jax.Array,
+    labels: Any,
     beta: float,
     *,
     paths: Paths | None = None,
+    loss: Loss = cross_entropy,
+    state: Any = None,
 ) -> tuple[NetworkParameters, NetworkParameters]:
-    """The local gradients of a target rule divided by beta, and the backpropagation gradients of the mean
-    cross-entropy, which the first ones estimate; both by block name.
+    """The updates of a rule divided by beta, and the backpropagation gradients of the mean loss, which the first ones
+    estimate; both by block name.
 
     Args:
-        network: the blocks.
-        target_rule: such as `targets.difference_target`.
-        forward, feedback: parameters.
-        images: [batch, *network[0].input_shape], normalised.
-        labels: [batch], integers.
+        network: the blocks, or a model or a list of models (`models.modules.network_of`).
+        target_rule: such as `targets.difference_target`, whose local gradients are the updates. None: for blocks that
+            have feedback maps of their own that one; for others, no targets from block to block: errors go down through
+            feedback weights beside those of every layer.
+        forward, feedback: parameters by block name; of a model those of the model; of a list a list.
+        images: [batch, ...], normalised.
+        labels: [batch], integers; or what the loss takes.
         beta: step size of the output target.
         paths: of the feedback; the blocks' own feedback maps if left out.
+        loss: of outputs and labels.
+        state: of models, what they keep without learning it, see `jacobian_matching`.
     """
+    network, forward, feedback = _by_block(network, images, forward, feedback, state)
+    return _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss)
+
+
+def _by_block(network: Any, images: jax.Array, forward: Any, feedback: Any, state: Any):
+    network = network if is_network(network) else as_network(network, images, state)
+    return network, by_block(network, forward), by_block(network, feedback)
+
+
+def by_layers(network: Network, target_rule: TargetRule | None) -> bool:
+    """Whether updates come from errors that go down through feedback weights beside those of every layer."""
+    return target_rule is None and any(block.project is None for block in network)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths", "loss"))
+def _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss):
+    gradients = backprop_gradients(network, forward, images, labels, loss)
+    if by_layers(network, target_rule):
+        settings = Settings(ALGORITHMS["fa"], (), 1.0, None, loss=loss)
+        return error_gradients(network, settings, forward, feedback, images, labels)[0], gradients
+    target_rule = target_rule or difference_target
     passes = networks.forward_passes(network, forward, images)
-    target = output_target(passes[-1].output, labels, beta)
-    paths = consecutive(network) if paths is None else paths
+    target = output_target(passes[-1].output, labels, beta, loss)
+    paths = bind(consecutive(network) if paths is None else paths, network, forward)
     targets, _ = propagate_targets(target_rule, paths, forward, feedback, passes, target)
     updates = jax.tree.map(lambda gradient: gradient / beta, local_gradients(network, forward, passes, targets))
-    return updates, backprop_gradients(network, forward, images, labels)
+    return updates, gradients
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target_rule", "per_example", "paths"))
 def gradient_matching(
-    network: Network,
-    target_rule: TargetRule,
-    forward: NetworkParameters,
-    feedback: NetworkParameters,
+    network: Any,
+    target_rule: TargetRule | None,
+    forward: Any,
+    feedback: Any,
     images: jax.Array,
-    labels: jax.Array,
+    labels: Any,
     beta: float,
     *,
     per_example: bool = False,
     paths: Paths | None = None,
-) -> dict[str, dict[str, Match]]:
+    loss: Loss = cross_entropy,
+    state: Any = None,
+) -> dict[str, Any]:
     """The gradient matching property: the updates against the gradients (the reference) of `updates_and_gradients`.
 
     Args:
-        network, target_rule, forward, feedback, images, labels, beta, paths: as there.
+        network, target_rule, forward, feedback, images, labels, beta, paths, loss, state: as there.
         per_example: whether to compare each example's own gradients, [batch], rather than the batch's mean gradients.
 
     Returns:
-        By block name and parameter ('kernel', 'bias').
+        By block name and parameter ('kernel', 'bias', or as the model has them).
     """
+    network, forward, feedback = _by_block(network, images, forward, feedback, state)
+    fixed = (network, target_rule, paths, loss, per_example)
+    return _gradient_matching(fixed, forward, feedback, images, labels, beta)
+
+
+@functools.partial(jax.jit, static_argnames="fixed")
+def _gradient_matching(fixed, forward, feedback, images, labels, beta):
+    network, target_rule, paths, loss, per_example = fixed
 
     def of_batch(images, labels):
-        pair = updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths=paths)
+        pair = _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss)
         return jax.tree.map(match, *pair)
 
     if per_example:
-        return jax.vmap(of_batch)(images[:, None], labels[:, None])
+        return jax.vmap(of_batch)(images[:, None], jax.tree.map(lambda array: array[:, None], labels))
     return of_batch(images, labels)
 
 
@@ -307,6 +412,16 @@ def match(vector: jax.Array, reference: jax.Array) -> Match:
     angle = angle_degrees(vector, reference)
     ratio = jnp.linalg.norm(vector) / jnp.linalg.norm(reference)
     return Match(angle, jnp.cos(jnp.radians(angle)), ratio, relative_distance(vector, reference))
+
+
+def with_own_feedback(block: Block, forward_params: Any) -> Block:
+    """A block with a feedback map: its own, or the derived one."""
+    return derive(block, forward_params) if block.project is None else block
+
+
+def _with_switches(block: Block, forward_params: Any):
+    """A block's forward map, from x to (y, switches)."""
+    return lambda x: block.forward(forward_params, x)[:2]
 
 
 def _pull_back(block: Block, forward: NetworkParameters, clean: Pass):

@@ -11,15 +11,17 @@ from ml_collections import ConfigDict
 
 from jaxdtp import hosts, optimizers, parallel
 from jaxdtp.balance import balance, feedback_seconds
-from jaxdtp.config import FOR_BLOCKS, LARGEST, LARGEST_INT32, ConfigError, shown
+from jaxdtp.config import FOR_BLOCKS, LARGEST, LARGEST_INT32, ConfigError, one_line, shown
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.learning import inverse, paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.feedback import FeedbackTraining
 from jaxdtp.learning.paths import Paths
-from jaxdtp.learning.step import Settings, TrainState, init_state
+from jaxdtp.learning.step import LayerTraining, Settings, TrainState, init_state, trained_blocks
+from jaxdtp.models import own
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
+from jaxdtp.models.modules import network_of
 from jaxdtp.models.networks import NETWORKS, Network
 from jaxdtp.parallel import Parallel
 
@@ -33,9 +35,11 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
         num_classes: outputs of the last block.
 
     Raises:
-        ConfigError: the images are too small for the network.
+        ConfigError: the images are too small for the network, or a model of the user's doesn't fit them.
     """
     name = config.network.name
+    if config.network.module or name in own.MODULES:
+        return build_own_network(config, input_shape, num_classes)
     options = {"hidden": tuple(config.network.hidden), "units": build_units(config)}
     if name != "mlp":
         options |= {"channels": tuple(config.network.channels), "shared_maxima": config.feedback.shared_maxima}
@@ -46,6 +50,46 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
             f"config.network.channels: got {shown(config.network.channels)}; allowed: fewer blocks, "
             f"a {name} doesn't fit images of shape {input_shape}: {error}"
         ) from error
+
+
+def build_own_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Network:
+    """As `build_network`, of a model that knows nothing of blocks."""
+    source, options = config.network.module, config.network.options.to_dict()
+    try:
+        maker = own.load(source) if source else own.MODULES[config.network.name]
+    except ValueError as error:
+        raise ConfigError(f"config.network.module: {one_line(str(error))}") from error
+    try:
+        model = own.make(maker, input_shape, num_classes, options, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"config.network.options: {one_line(str(error))}") from error
+    at = f"config.network.{'module' if source else 'name'}: {source or config.network.name}"
+    try:
+        network = network_of(model, jax.ShapeDtypeStruct((2, *input_shape), jnp.zeros(()).dtype))
+    except ValueError as error:
+        raise ConfigError(f"{at}: {one_line(str(error))}") from error
+    if network[-1].output_shape != (num_classes,):
+        raise ConfigError(
+            f"{at}: got outputs of shape [batch, {', '.join(map(str, network[-1].output_shape))}]; allowed: [batch, "
+            f"{num_classes}], the classes of {config.dataset.name}"
+        )
+    algorithm = ALGORITHMS[config.algorithm]
+    if algorithm.target_rule and len(network) < 2:
+        others = ", ".join(name for name, rule in ALGORITHMS.items() if rule.target_rule is None)
+        raise ConfigError(
+            f"config.algorithm: got {config.algorithm!r}, which feeds targets from block to block, for a model of one "
+            f"block; allowed: {others}; or a function that makes a list of modules"
+        )
+    for first, keys in FOR_BLOCKS.items():
+        wanted = len(network) + 1 - first
+        for key in keys if first == 1 or algorithm.target_rule else ():
+            group, name = key.split(".")
+            if len(config[group][name]) not in (1, wanted):
+                raise ConfigError(
+                    f"config.{key}: got {shown(config[group][name])}; allowed: one value, or {wanted}, for blocks "
+                    f"{first} to {len(network)} of the model"
+                )
+    return network
 
 
 def build_units(config: ConfigDict) -> Units:
@@ -71,19 +115,21 @@ def build_settings(config: ConfigDict, network: Network, steps_per_epoch: int) -
     if algorithm.target_rule in inverse.TARGET_RULES:
         limits = {"iterations": config.target.iterations, "tolerance": config.target.tolerance}
         algorithm = algorithm._replace(target_rule=functools.partial(algorithm.target_rule, **limits))
+    shares, rates = config.feedback.batch_share, config.feedback.learning_rate
     return Settings(
         algorithm=algorithm,
         paths=build_paths(config, network),
         beta=config.beta,
         forward_optimizer=build_forward_optimizer(config.forward, network, steps_per_epoch),
         feedback=build_feedback_training(config, len(network) - 1),
+        layers=LayerTraining(config.feedback.iterations[0], shares[0], rates[0]),
         symmetric_init=config.feedback.init == "symmetric",
         scale_by_influence=config.target.scale_by_influence,
     )
 
 
 def build_paths(config: ConfigDict, network: Network) -> Paths:
-    """The feedback paths of a configuration's algorithm; none for backpropagation."""
+    """The feedback paths of a configuration's algorithm; none where errors go down through the layers."""
     algorithm = ALGORITHMS[config.algorithm]
     if algorithm.target_rule is None:
         return ()
@@ -115,8 +161,9 @@ def build_forward_optimizer(
 
 
 def build_feedback_training(config: ConfigDict, count: int) -> tuple[FeedbackTraining, ...]:
-    """How the feedback weights of each of `count` paths are trained; () where they never are."""
-    if ALGORITHMS[config.algorithm].feedback_rule is None:
+    """How the feedback weights of each of `count` paths are trained; () where there are none, or they never are."""
+    algorithm = ALGORITHMS[config.algorithm]
+    if algorithm.feedback_rule is None or algorithm.paths == "layers":
         return ()
     feedback = config.feedback
     values = zip(*(for_each(feedback[key.removeprefix("feedback.")], count) for key in FOR_BLOCKS[2]), strict=True)
@@ -143,11 +190,11 @@ def build_parallel(config: ConfigDict, network: Network, settings: Settings, sta
     Raises:
         ConfigError: the devices, or the blocks with feedback to train, can't be divided into so many groups.
     """
-    groups = config.parallel.layer_groups
-    if groups > max(1, len(settings.feedback)):
+    groups, trained = config.parallel.layer_groups, len(trained_blocks(network, settings))
+    if groups > max(1, trained):
         raise ConfigError(
-            f"config.parallel.layer_groups: got {groups}; allowed: up to {max(1, len(settings.feedback))}, the blocks "
-            f"whose feedback {config.algorithm} trains"
+            f"config.parallel.layer_groups: got {groups}; allowed: up to {max(1, trained)}, the blocks whose feedback "
+            f"{config.algorithm} trains"
         )
     try:
         mesh = parallel.make_mesh(groups)
@@ -189,7 +236,7 @@ def check_memory(config: ConfigDict, network: Network, limit: int) -> None:
         return init_state(network, build_settings(config, network, steps_per_epoch=1), key)
 
     state = jax.tree.leaves(jax.eval_shape(fresh, jax.random.key(0)))
-    inputs = [jnp.zeros(()).dtype.itemsize * math.prod(block.input_shape) for block in network]
+    inputs = [jnp.zeros((), block.dtype).dtype.itemsize * math.prod(block.input_shape) for block in network]
     trained = build_feedback_training(config, len(network) - 1)
     noise = [size * path.examples * path.noise_samples for size, path in zip(inputs[1:], trained, strict=False)]
     needed = 0

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.models.networks import NETWORKS
+from jaxdtp.models.own import MODULES
 from jaxdtp.models.pooling import SHARED_MAXIMA
 from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -31,6 +32,8 @@ def default_config() -> ConfigDict:
 
     config.network = ConfigDict()
     config.network.name = "mlp"
+    config.network.module = ""  # instead of the name: FILE.py:NAME or PACKAGE.MODULE:NAME of a model of your own
+    config.network.options = ConfigDict()  # fields of a Flax module, or arguments of a function that makes a model
     config.network.channels = ()  # of the convolutional blocks
     config.network.hidden = (256, 256)  # features of the dense blocks below the output
     config.network.activation = "elu"  # of all blocks but the last
@@ -97,15 +100,14 @@ def default_config() -> ConfigDict:
     config.alignment.gauss_newton = False  # whether targets are compared with Gauss-Newton's too
 
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command
-    # line says otherwise. A config file that wants other values for these two rules sets them there as well.
+    # line says otherwise. A config file that wants other values for these rules sets them there as well.
     config.when = ConfigDict()
-    matched = {"activation": "matched", "shared_maxima": "sum"}
-    config.when.fa = {"feedback": matched}
-    config.when.ldrl_fast = {
-        "beta": 1.0,
-        "feedback": matched
-        | {"iterations": (1,), "noise_scale": (1.0,), "learning_rate": (1.0,), "optimizer": "sgd", "momentum": 0.0},
-    }
+    # At beta = 1 the learning rate of rules whose feedback is beside the layers means what it means for BP.
+    config.when.ldrl_fast = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
+    config.when.ldrl_layers = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
+    config.when.kp = {"beta": 1.0}
+    config.when.weight_mirror = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (0.05,)}}
+    config.when.sign_symmetry = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
     return config
 
 
@@ -170,6 +172,22 @@ _TEXT = Rule(
 )
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 
+_OPTION = (int, float, bool, str, type(None))
+_OPTIONS = Rule(
+    lambda value: (
+        isinstance(value, dict | ConfigDict)
+        and all(
+            str(name).isidentifier()
+            and all(isinstance(item, _OPTION) for item in (option if isinstance(option, tuple | list) else (option,)))
+            for name, option in value.items()
+        )
+    ),
+    "values by name: numbers, text, True, False, None, or tuples of them",
+    lambda value: {
+        name: tuple(option) if isinstance(option, list) else option for name, option in sorted(value.items())
+    },
+)
+
 RULES = {
     "seed": _whole(0, 2**32 - 1),
     "num_epochs": _whole(1),
@@ -180,7 +198,9 @@ RULES = {
     "beta": _POSITIVE,
     "float64": _SWITCH,
     "matmul_precision": _one_of(("float32", "tensorfloat32", "bfloat16")),
-    "network.name": _one_of(NETWORKS),
+    "network.name": _one_of((*NETWORKS, *MODULES)),
+    "network.module": _TEXT,
+    "network.options": _OPTIONS,
     "network.channels": _tuple_of(_whole(1)),
     "network.hidden": _tuple_of(_whole(1)),
     "network.activation": _one_of(ACTIVATIONS),
@@ -251,6 +271,8 @@ FOR_BLOCKS = {
 }
 """Keys with one value for all blocks or one for each, by the first block that they are for."""
 
+FOR_LAYERS = ("feedback.iterations", "feedback.batch_share", "feedback.learning_rate")
+"""Those with one value for all layers, where feedback weights are beside those of every layer."""
 
 GROUPS = tuple({key.rpartition(".")[0]: None for key in RULES if "." in key})
 """Groups of keys."""
@@ -303,7 +325,8 @@ def flatten(config: ConfigDict | dict, at: str = "config") -> dict[str, Any]:
     flat = {}
     for name, value in _items(config, at).items():
         if name in GROUPS:
-            flat |= {f"{name}.{inner}": value for inner, value in _items(value, f"{at}.{name}").items()}
+            for inner, item in _items(value, f"{at}.{name}").items():
+                flat[f"{name}.{inner}"] = item.to_dict() if isinstance(item, ConfigDict) else item
         else:
             flat[name] = value
     return flat
@@ -311,7 +334,7 @@ def flatten(config: ConfigDict | dict, at: str = "config") -> dict[str, Any]:
 
 def check_key(key: str, at: str = "config") -> None:
     """Raise ConfigError, which names the keys of its group, where `key` is not a configuration key."""
-    if key in RULES:
+    if key in RULES or key.startswith("network.options."):
         return
     group = key if key in GROUPS else key.rpartition(".")[0]
     keys = [known for known in RULES if known.rpartition(".")[0] == group] or RULES
@@ -378,22 +401,32 @@ def _changes(algorithm: str, changes: Any) -> dict[str, Any]:
 
 def _check_blocks(values: dict[str, Any]) -> None:
     """Check that the values that describe blocks fit each other."""
-    network, channels = values["network.name"], values["network.channels"]
-    if (network == "mlp") != (len(channels) == 0):
-        allowed = "(), an mlp has no convolutions" if network == "mlp" else f"one block or more, in a {network}"
-        raise ConfigError(f"config.network.channels: got {shown(channels)}; allowed: {allowed}")
-    algorithm = ALGORITHMS[values["algorithm"]]
-    if values["feedback.init"] == "symmetric" and algorithm.paths != "consecutive":
+    algorithm, network, channels = ALGORITHMS[values["algorithm"]], values["network.name"], values["network.channels"]
+    if values["feedback.init"] == "symmetric" and algorithm.paths.startswith("direct"):
         raise ConfigError(
             f"config.feedback.init: got 'symmetric'; allowed: random, the direct feedback of {values['algorithm']} "
             "has no forward weights to start from"
         )
+    if algorithm.feedback_rule and algorithm.paths == "layers":
+        for key in FOR_LAYERS:
+            if len(values[key]) != 1:
+                raise ConfigError(
+                    f"config.{key}: got {shown(values[key])}, {len(values[key])} values; allowed: one value, for all "
+                    f"layers, with {values['algorithm']}"
+                )
+    if values["network.module"] or network in MODULES:
+        return  # its blocks are known when it is built
+    if (network == "mlp") != (len(channels) == 0):
+        allowed = "(), an mlp has no convolutions" if network == "mlp" else f"one block or more, in a {network}"
+        raise ConfigError(f"config.network.channels: got {shown(channels)}; allowed: {allowed}")
     blocks = len(channels) + len(values["network.hidden"]) + 1
     for first, keys in FOR_BLOCKS.items():
         wanted = blocks + 1 - first
         for key in keys:
             # Where feedback isn't learned it doesn't matter how.
             learned = first == 1 or algorithm.feedback_rule
+            if first == 2 and algorithm.paths == "layers":
+                continue
             if learned and len(values[key]) not in (1, wanted):
                 raise ConfigError(
                     f"config.{key}: got {shown(values[key])}, {len(values[key])} values; allowed: {wanted} values, for "

@@ -6,23 +6,30 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxdtp.alignment import gauss_newton_targets, jacobian_matching, match, target_matching
+from jaxdtp.alignment import gauss_newton_targets, match_jacobian, target_matching, updates_matching
 from jaxdtp.data import Examples
+from jaxdtp.learning.paths import bind as bind_paths
+from jaxdtp.learning.paths import derive
 from jaxdtp.learning.step import (
     Metrics,
     Settings,
     TrainState,
     all_targets,
     backprop_gradients,
+    bind,
     classification_metrics,
+    error_gradients,
     init_state,
     train_all_feedback,
+    train_all_layers,
 )
 from jaxdtp.learning.targets import local_gradients
 from jaxdtp.models import networks
-from jaxdtp.models.networks import Network, NetworkParameters
+from jaxdtp.models.blocks import example_of
+from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 from jaxdtp.parallel import divide_batch, keep_replicated
 
 GAUSS_NEWTON_DAMPING = 1e-4  # in units of J J^T
@@ -64,17 +71,38 @@ def augment(preprocessing: Preprocessing, images: jax.Array, key: jax.Array) -> 
     return images[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("step", "network", "settings", "preprocessing", "batch_size"),
-    donate_argnames=("state", "totals"),
-)
+class Fixed(NamedTuple):
+    """What stays fixed in the steps of a program.
+
+    Attributes:
+        step: `train_step` or `feedback_step`.
+        network, settings, preprocessing, batch_size: of the run.
+    """
+
+    step: Callable[..., tuple[TrainState, Metrics]]
+    network: Network
+    settings: Settings
+    preprocessing: Preprocessing
+    batch_size: int
+
+
+@functools.partial(jax.jit, static_argnames="fixed", donate_argnames=("state", "totals"))
+def one_step(
+    fixed: Fixed, data: Examples, order: jax.Array, key: jax.Array, state: TrainState, totals: Metrics, index: int
+) -> tuple[TrainState, Metrics]:
+    """The step on batch `index` of `order`, and the metrics summed so far; the rest as in `train_steps`."""
+    mesh, batch_size = fixed.settings.parallel and fixed.settings.parallel.mesh, fixed.batch_size
+    chosen = jax.lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
+    images, labels = divide_batch(mesh, (data.images[chosen], data.labels[chosen]))
+    augment_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images = normalise(fixed.preprocessing, augment(fixed.preprocessing, images, augment_key))
+    state, metrics = fixed.step(fixed.network, fixed.settings, state, images, labels, noise_key)
+    return keep_replicated(mesh, (state, jax.tree.map(jnp.add, totals, metrics)))
+
+
+@functools.partial(jax.jit, static_argnames="fixed", donate_argnames=("state", "totals"))
 def train_steps(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    network: Network,
-    settings: Settings,
-    preprocessing: Preprocessing,
-    batch_size: int,
+    fixed: Fixed,
     data: Examples,
     order: jax.Array,
     key: jax.Array,
@@ -86,8 +114,7 @@ def train_steps(
     """Up to `count` training steps in one call, which stops early after a step with metrics that aren't finite.
 
     Args:
-        step: `train_step` or `feedback_step`.
-        network, settings, preprocessing, batch_size: what stays fixed.
+        fixed: what stays fixed.
         data: uint8 images and labels, on the devices.
         order: positions in `data`, batch after batch.
         key: folded with the number of the step for augmentation and noise.
@@ -99,16 +126,10 @@ def train_steps(
     Returns:
         The state, the metrics summed so far, and the number of steps that this call has done.
     """
-    mesh = settings.parallel and settings.parallel.mesh
 
     def run(carry):
         state, totals, done = carry
-        chosen = jax.lax.dynamic_slice_in_dim(order, (first + done) * batch_size, batch_size)
-        images, labels = divide_batch(mesh, (data.images[chosen], data.labels[chosen]))
-        augment_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = normalise(preprocessing, augment(preprocessing, images, augment_key))
-        state, metrics = step(network, settings, state, images, labels, noise_key)
-        return keep_replicated(mesh, (state, jax.tree.map(jnp.add, totals, metrics), done + 1))
+        return *one_step(fixed, data, order, key, state, totals, first + done), done + 1
 
     def healthy(carry):
         _, totals, done = carry
@@ -116,6 +137,19 @@ def train_steps(
         return (done < count) & jnp.all(finite)
 
     return jax.lax.while_loop(healthy, run, (state, totals, jnp.zeros((), jnp.int32)))
+
+
+def steps_one_by_one(step: Callable) -> Callable:
+    """As `train_steps` without `fixed`, of a compiled `one_step`: for programs that are slow in loops."""
+
+    def steps(data, order, key, state, totals, first, count):
+        done = 0
+        while done < count and all(np.isfinite(total) for total in jax.tree.leaves(jax.device_get(totals))):
+            state, totals = step(data, order, key, state, totals, first + done)
+            done += 1
+        return state, totals, done
+
+    return steps
 
 
 def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Network, settings: Settings) -> Metrics:
@@ -128,8 +162,8 @@ def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Netwo
 @functools.cache
 def _metric_shapes(step, network: Network, settings: Settings, dtype) -> Metrics:
     state = jax.eval_shape(functools.partial(init_state, network, settings), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *network[0].input_shape), dtype)
-    labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    images = example_of(network[0], 2)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     _, metrics = jax.eval_shape(functools.partial(step, network, settings), state, images, labels, jax.random.key(0))
     return metrics
 
@@ -141,6 +175,7 @@ def evaluate(
     batch_size: int,
     mesh: Mesh | None,
     params: NetworkParameters,
+    model: NetworkState,
     data: Examples,
     order: jax.Array,
     count: int,
@@ -152,7 +187,7 @@ def evaluate(
         preprocessing: only its normalisation is used.
         batch_size: examples at a time.
         mesh: devices to divide a batch among; None: one device.
-        params: forward parameters by block name.
+        params, model: forward parameters and state by block name.
         data: uint8 images and labels, on the devices.
         order: positions in `data`.
         count: how many of them, the first ones, are summed over.
@@ -164,7 +199,7 @@ def evaluate(
         weights = (index < count).astype(float)
         chosen = order[jnp.minimum(index, count - 1)]
         images, labels = divide_batch(mesh, (data.images[chosen], data.labels[chosen]))
-        logits = networks.logits(network, params, normalise(preprocessing, images))
+        logits = networks.logits(networks.bind(network, model), params, normalise(preprocessing, images))
         metrics = classification_metrics(logits, labels, weights)
         counted = jnp.sum(weights)
         return jax.tree.map(lambda mean: jnp.where(counted > 0, mean * counted, 0.0), metrics)
@@ -189,7 +224,7 @@ def measure_alignment(
     Where the rule says so, feedback weights are trained on the batch first, and thrown away afterwards.
 
     Args:
-        network, settings, state: as in `train_step`; the rule has targets.
+        network, settings, state: as in `train_step`; the rule isn't backpropagation.
         preprocessing: only its normalisation is used.
         probes: for each example.
         gauss_newton: whether to compare targets with those of Gauss-Newton, which takes one vjp for each class.
@@ -197,37 +232,49 @@ def measure_alignment(
         key: of noise and probes.
 
     Returns:
-        By block name 'jacobian_angle' (degrees) and 'jacobian_error' (relative) of blocks 2..N, 'update_angle',
-        'bias_update_angle' (degrees), 'update_distance' (relative) and, if asked for, 'gauss_newton_angle' (degrees,
-        of the change that a target asks for to that of the damped Gauss-Newton target) of all blocks.
+        'jacobian_angle' (degrees) and 'jacobian_error' (relative) by block name, of all blocks that have feedback;
+        'update_angle', 'bias_update_angle' (degrees), 'update_distance' and 'update_ratio' (relative) by the name of
+        what has such parameters; and, if asked for, 'gauss_newton_angle' by block name (degrees, of the change that a
+        target asks for to that of the damped Gauss-Newton target).
     """
+    algorithm = settings.algorithm
     images, labels = divide_batch(settings.parallel and settings.parallel.mesh, tuple(batch))
     images = normalise(preprocessing, images)
     noise_key, probe_key = jax.random.split(key)
-    passes = networks.forward_passes(network, state.forward, images)
-    feedback = state.feedback
-    if not settings.algorithm.simultaneous:
-        feedback, _, _ = train_all_feedback(settings, state, passes, noise_key)
-    jacobians = {
-        path.block.name: jacobian_matching(
-            path.block, state.forward, feedback[path.block.name], clean.input, probe_key, probes=probes
-        )
-        for path, clean in zip(settings.paths, passes[1:], strict=True)
-    }
-    targets, _ = all_targets(network, settings, state.forward, feedback, passes, labels)
-    updates = jax.tree.map(
-        lambda gradient: gradient / settings.beta, local_gradients(network, state.forward, passes, targets)
-    )
-    matches = jax.tree.map(match, updates, backprop_gradients(network, state.forward, images, labels))
+    bound = bind(network, state, noise_key)
+    passes = networks.forward_passes(bound, state.forward, images)
+    exact = backprop_gradients(bound, state.forward, images, labels)
     measured = {}
-    if gauss_newton:
-        references = gauss_newton_targets(network, state.forward, passes, targets[-1], GAUSS_NEWTON_DAMPING)
-        to_gauss_newton = target_matching(network, passes, targets, references)
-        measured["gauss_newton_angle"] = {name: of_block.angle for name, of_block in to_gauss_newton.items()}
-    return measured | {
-        "jacobian_error": {name: error.value for name, (error, _) in jacobians.items()},
-        "jacobian_angle": {name: angle.value for name, (_, angle) in jacobians.items()},
-        "update_angle": {name: of_block["kernel"].angle for name, of_block in matches.items()},
-        "bias_update_angle": {name: of_block["bias"].angle for name, of_block in matches.items()},
-        "update_distance": {name: of_block["kernel"].distance for name, of_block in matches.items()},
+    if algorithm.target_rule:
+        feedback = state.feedback
+        if not algorithm.simultaneous:
+            feedback, _, _ = train_all_feedback(network, settings, state, passes, noise_key)
+        targets, _ = all_targets(bound, settings, state.forward, feedback, passes, labels)
+        updates = local_gradients(bound, state.forward, passes, targets)
+        ways = bind_paths(settings.paths, bound, state.forward)
+        measuring = [(way.block, state.forward, clean.input) for way, clean in zip(ways, passes[1:], strict=True)]
+        if gauss_newton:
+            references = gauss_newton_targets(bound, state.forward, passes, targets[-1], GAUSS_NEWTON_DAMPING)
+            to_gauss_newton = target_matching(network, passes, targets, references)
+            measured["gauss_newton_angle"] = {name: of_block.angle for name, of_block in to_gauss_newton.items()}
+    else:
+        feedback, _ = train_all_layers(network, settings, state, len(images), noise_key)
+        updates, _, _ = error_gradients(bound, settings, state.forward, feedback, images, labels)
+        measuring = [
+            (derive(block, state.forward[block.name]), state.forward[block.name], clean.input)
+            for block, clean in zip(bound, passes, strict=True)
+            if jnp.issubdtype(clean.input.dtype, jnp.floating)
+        ]
+    jacobians = {
+        block.name: match_jacobian(block, params, feedback[block.name], x, probe_key, probes)
+        for block, params, x in measuring
     }
+    matches = updates_matching(jax.tree.map(lambda update: update / settings.beta, updates), exact)
+    return (
+        measured
+        | matches
+        | {
+            "jacobian_error": {name: error.value for name, (error, _) in jacobians.items()},
+            "jacobian_angle": {name: angle.value for name, (_, angle) in jacobians.items()},
+        }
+    )

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 4 sto
 state saved, 5 the workdir can't be written, 6 other hosts can't be reached, 130 interrupted with nothing to save.
 """
 
+import ast
 import contextlib
 import os
 import re
@@ -148,6 +149,7 @@ def parse_overrides(argv: list[str], known: list[str]) -> dict[str, Any]:
     for argument in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             check_key(override[1])
+    options, argv = model_options(argv)
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", default_config(), flag_values=values, sys_argv=argv)
@@ -162,7 +164,24 @@ def parse_overrides(argv: list[str], known: list[str]) -> dict[str, Any]:
         raise ConfigError(f"command line: {described(error)}; allowed: --config.KEY=VALUE") from error
     if unused:
         raise ConfigError(f"{shown(unused[0])}: unexpected argument; allowed: flags, which begin with --")
-    return config_flags.get_override_values(values["config"])
+    return config_flags.get_override_values(values["config"]) | options
+
+
+def model_options(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Values of the flags --config.network.options.NAME=VALUE by key, Python literals or text; and the other arguments.
+
+    They are a model's own, so that no type is known of them beforehand.
+    """
+    options, others = {}, []
+    for argument in argv:
+        if found := re.fullmatch(r"--?config\.(network\.options\.\w+)=(.*)", argument, re.DOTALL):
+            try:
+                options[found[1]] = ast.literal_eval(found[2])
+            except (ValueError, SyntaxError):
+                options[found[1]] = found[2]
+        else:
+            others.append(argument)
+    return options, others
 
 
 def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:

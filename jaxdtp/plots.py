@@ -1,5 +1,6 @@
 """Figures of a run, from its metrics."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -8,7 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from jaxdtp.reports import Record, of_blocks
+from jaxdtp.reports import MANY, Record, of_blocks
 
 _COLOURS = plt.get_cmap("tab10").colors
 
@@ -71,12 +72,19 @@ def _blocks(records: list[Record], metric: str, label: str):
     if not records:
         return None
     figure, axes = _new_figure(label)
-    for index, name in enumerate(of_blocks(records[0], "activation")):
-        # A block has the same colour in every figure, also where others are missing.
-        if f"{metric}/{name}" not in records[0]:
-            continue
-        values = [record[f"{metric}/{name}"] for record in records]
-        axes.plot(_epochs(records), values, "o-", color=_COLOURS[index % 10], markersize=4, label=name)
+    names = list(dict.fromkeys(name for record in records for name in of_blocks(record, metric)))
+    blocks = list(of_blocks(records[0], "activation"))
+    for index, name in enumerate(names):
+        values = [record.get(f"{metric}/{name}", math.nan) for record in records]
+        if len(names) > MANY:
+            # Of so many only the order can be seen: from the input, dark, to the output; a few are named.
+            colour = plt.get_cmap("viridis")(index / (len(names) - 1))
+            named = name if index % -(-len(names) // MANY) == 0 else None
+            axes.plot(_epochs(records), values, "-", color=colour, linewidth=1, label=named)
+        else:
+            # A block has the same colour in every figure, also where others are missing.
+            colour = _COLOURS[(blocks.index(name) if name in blocks else index) % 10]
+            axes.plot(_epochs(records), values, "o-", color=colour, markersize=4, label=name)
     return figure
 
 

@@ -9,6 +9,9 @@ from typing import Any
 Record = dict[str, Any]
 """One epoch's metrics by name; those of a block are named 'metric/block'."""
 
+MANY = 10
+"""More blocks or layers than that are not told one by one."""
+
 _COLUMNS = (
     # heading, key, format
     ("epoch", "epoch", "{:d}"),
@@ -33,8 +36,12 @@ def console_line(record: Record) -> str:
     for _, key, template in _COLUMNS:
         scale = 100 if key.endswith("top1") else 1
         cells.append(template.format(scale * record[key]) if key in record else "-")
-    angles = [f"{angle:.0f}°" for angle in of_blocks(record, "weight_angle").values()]
-    return " ".join(f"{cell:>10}" for cell in cells) + "  " + " ".join(angles)
+    angles = sorted(of_blocks(record, "weight_angle").values())
+    if len(angles) > MANY:
+        shown = f"median {angles[len(angles) // 2]:.0f}°, largest {angles[-1]:.0f}° of {len(angles)}"
+    else:
+        shown = " ".join(f"{angle:.0f}°" for angle in of_blocks(record, "weight_angle").values())
+    return " ".join(f"{cell:>10}" for cell in cells) + "  " + shown
 
 
 def target_warnings(record: Record) -> list[str]:
@@ -60,7 +67,7 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> Record:
 
 
 def of_blocks(record: Record, metric: str) -> dict[str, float]:
-    """The values of a metric by block name."""
+    """The values of a metric by the name of the block or layer."""
     return {key.split("/")[1]: value for key, value in record.items() if key.startswith(f"{metric}/")}
 
 

@@ -18,6 +18,7 @@ from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed, Window
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import Metrics, Settings, TrainState, feedback_step, train_step
+from jaxdtp.models.convolution import slow_in_loops
 from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, replicate
 from jaxdtp.signals import StoppedError
@@ -67,6 +68,7 @@ class Run(NamedTuple):
         feed: of the training split.
         order_key, step_key: of the order of examples, folded with the round; of augmentation and noise.
         workdir: of the checkpoints, among other things.
+        layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
         compiled: programs of a call's steps, by the kind of step.
     """
@@ -80,6 +82,7 @@ class Run(NamedTuple):
     order_key: jax.Array
     step_key: jax.Array
     workdir: Path
+    layers: frozenset[str]
     stops: list[str]
     compiled: dict[Callable, Callable]
 
@@ -171,13 +174,17 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
 def compile_steps(
     run: Run, step: Callable, window: Window, key: jax.Array, state: TrainState, totals: Metrics
 ) -> Callable:
-    """`epoch.train_steps` of this kind of step, compiled once, without what stays fixed."""
+    """`epoch.train_steps` of this kind of step, compiled once, without what stays fixed; or one step at a time where
+    XLA is slow at what is in loops."""
     if step not in run.compiled:
         start = time.perf_counter()
-        fixed = (step, run.network, run.settings, run.preprocessing, run.config.batch_size)
-        lowered = epoch.train_steps.lower(*fixed, window.data, window.order, key, state, totals, 0, 0)
-        run.compiled[step] = lowered.compile()
-        size = run.compiled[step].memory_analysis()
+        fixed = epoch.Fixed(step, run.network, run.settings, run.preprocessing, run.config.batch_size)
+        batch = (fixed, window.data, window.order, key, state, totals)
+        traced = epoch.one_step.trace(*batch, 0)
+        alone = slow_in_loops(traced.jaxpr)
+        program = (traced if alone else epoch.train_steps.trace(*batch, 0, 0)).lower().compile()
+        run.compiled[step] = epoch.steps_one_by_one(program) if alone else program
+        size = program.memory_analysis()
         needed = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
         if size.temp_size_in_bytes + needed > device_memory():
             raise ConfigError(
@@ -208,9 +215,9 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
                 return f"the {words} of block {block.name} became {value}"
     if not np.isfinite(totals["loss"]):
         return f"the training loss became {totals['loss']}"
-    forward, feedback = jax.device_get((state.forward, state.feedback))
+    forward, feedback, model = jax.device_get((state.forward, state.feedback, state.model))
     for block in network:
-        weights = (forward[block.name], feedback.get(block.name))
+        weights = (forward[block.name], feedback.get(block.name), model[block.name])
         if not all(np.isfinite(array).all() for array in jax.tree.leaves(weights)):
             return f"the weights of block {block.name} are no longer finite"
     return None

@@ -4,6 +4,7 @@ They work on our networks and on a user's own `Block`; a failure is an Assertion
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +12,33 @@ import numpy as np
 
 from jaxdtp import alignment
 from jaxdtp.learning.paths import Paths
-from jaxdtp.learning.targets import TargetRule, difference_target
+from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.models.blocks import Block, Parameters, feedback
-from jaxdtp.models.networks import Network, NetworkParameters
+from jaxdtp.models.modules import as_network, by_block, is_network
 
 
 def assert_jacobian_matches_transpose(
-    block: Block,
-    params: tuple[Parameters, Parameters],
+    block: Any,
+    params: tuple[Any, Any],
     x: jax.Array,
     *,
     max_degrees: float | None = None,
     max_relative_error: float | None = None,
     probes: int = 16,
     seed: int = 0,
+    state: Any = None,
 ) -> None:
     """Assert that the feedback Jacobian J_G is the transposed forward Jacobian J_F^T (`alignment.jacobian_matching`).
 
     Args:
-        block: the block.
+        block: a block, or a model: its feedback map is the derived one (`alignment.jacobian_matching`).
         params: forward and feedback parameters.
         x: [batch, *block.input_shape].
         max_degrees: of the angle between J_G and J_F^T.
         max_relative_error: of |J_G - J_F^T|_F / |J_F|_F. One of the two tolerances or both.
         probes: for each example, 2 or more.
         seed: of the probes.
+        state: of a model, what it keeps without learning it, such as {"batch_stats": ...}; fresh if left out.
 
     Raises:
         AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the block, what
@@ -43,6 +46,7 @@ def assert_jacobian_matches_transpose(
         ValueError: no tolerance.
     """
     _check_tolerances(max_degrees, max_relative_error)
+    (block,) = as_network(block, x, state) if not isinstance(block, Block) else (block,)
     forward_params, feedback_params = params
     _assert_mirrored(block, forward_params, feedback_params, x)
     error, angle = alignment.jacobian_matching(
@@ -71,27 +75,32 @@ def assert_jacobian_matches_transpose(
 
 
 def assert_updates_match_backprop(
-    network: Network,
-    params: tuple[NetworkParameters, NetworkParameters],
-    batch: tuple[jax.Array, jax.Array],
+    network: Any,
+    params: tuple[Any, Any],
+    batch: tuple[jax.Array, Any],
     *,
     max_degrees: float | None = None,
     max_relative_error: float | None = None,
     beta: float = 0.01,
-    target_rule: TargetRule = difference_target,
+    target_rule: TargetRule | None = None,
     paths: Paths | None = None,
+    loss: Loss = cross_entropy,
+    state: Any = None,
 ) -> None:
-    """Assert that local gradients, divided by beta, are the backpropagation gradients (`alignment.gradient_matching`).
+    """Assert that updates, divided by beta, are the backpropagation gradients (`alignment.gradient_matching`).
 
     Args:
-        network: the blocks.
-        params: forward and feedback parameters by block name.
-        batch: images [batch, *network[0].input_shape], normalised, and labels [batch], integers.
+        network: the blocks, or a model or a list of models.
+        params: forward and feedback parameters by block name; of a model those of the model; of a list lists.
+        batch: images [batch, ...], normalised, and labels [batch], integers.
         max_degrees: of the angle between update and gradient of each block's kernel and bias.
         max_relative_error: of |update / beta - gradient| / |gradient|. One of the two tolerances or both.
         beta: step size of the output target.
-        target_rule: which carries targets downwards.
+        target_rule: which carries targets downwards; None: difference targets for blocks that have feedback maps of
+            their own, feedback beside every layer for others.
         paths: of the feedback; the blocks' own feedback maps if left out.
+        loss: of outputs and labels.
+        state: of models, what they keep without learning it, such as {"batch_stats": ...}; fresh if left out.
 
     Raises:
         AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the blocks from
@@ -100,15 +109,16 @@ def assert_updates_match_backprop(
         ValueError: no tolerance.
     """
     _check_tolerances(max_degrees, max_relative_error)
-    forward, feedback_params = params
     images, labels = batch
+    network = network if is_network(network) else as_network(network, images, state)
+    forward, feedback_params = (by_block(network, side) for side in params)
     x = images
     for block in network:
-        own_feedback = feedback_params.get(block.name) if paths is None else None
-        x = _assert_mirrored(block, forward[block.name], own_feedback, x)
+        mirrored = paths is None and not alignment.by_layers(network, target_rule)
+        x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
     arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
-    matches = alignment.gradient_matching(*arguments, paths=paths)
+    matches = _by_parameter(alignment.gradient_matching(*arguments, paths=paths, loss=loss))
     faults = [
         (block.name, name, measure)
         for block in reversed(network)
@@ -118,8 +128,8 @@ def assert_updates_match_backprop(
     ]
     if not faults:
         return
-    of_examples = alignment.gradient_matching(*arguments, per_example=True, paths=paths)
-    updates, gradients = alignment.updates_and_gradients(*arguments, paths=paths)
+    of_examples = _by_parameter(alignment.gradient_matching(*arguments, per_example=True, paths=paths, loss=loss))
+    updates, gradients = map(_by_parameter, alignment.updates_and_gradients(*arguments, paths=paths, loss=loss))
     lines = []
     for block, name, measure in faults:
         limit, unit = measures[measure]
@@ -132,6 +142,16 @@ def assert_updates_match_backprop(
             f"{of_worst:.3g} of its norm)"
         )
     raise AssertionError("\n".join(lines))
+
+
+def _by_parameter(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by block name and parameter, the latter with points between the names of its path."""
+
+    def of_block(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda value: isinstance(value, alignment.Match))
+        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+    return {name: of_block(tree) for name, tree in values.items()}
 
 
 def _check_tolerances(max_degrees: float | None, max_relative_error: float | None) -> None:
@@ -147,13 +167,14 @@ def _assert_mirrored(
     if x.shape != input_shape:
         raise AssertionError(f"block {block.name}: x is {x.shape}; expected {input_shape}, the block's input_shape")
     expected = f"expected {output_shape}, the block's output_shape"
-    y, switches = _shape_of(f"block {block.name}: forward", expected, block.forward, forward_params, x)
+    own = alignment.with_own_feedback(block, forward_params)
+    y, switches, _ = _shape_of(f"block {block.name}: forward", expected, own.forward, forward_params, x)
     if y.shape != output_shape:
         raise AssertionError(f"block {block.name}: forward gives {y.shape}; {expected}")
     if feedback_params is not None:
         what = f"block {block.name}: feedback of an output of shape {y.shape}"
         expected = f"expected {input_shape}, the block's input_shape"
-        back = _shape_of(what, expected, functools.partial(feedback, block), feedback_params, y, switches)
+        back = _shape_of(what, expected, functools.partial(feedback, own), feedback_params, y, switches)
         if back.shape != input_shape:
             raise AssertionError(f"{what} gives {back.shape}; {expected}")
     return y
@@ -172,7 +193,8 @@ def _jacobian_unit_errors(
 ) -> tuple[jax.Array, jax.Array]:
     """For each output unit, [outputs], over the batch: squared distance of its column of J_G from its row of J_F, and
     the row's squared norm."""
-    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward_params, x), x, has_aux=True)
+    block = alignment.with_own_feedback(block, forward_params)
+    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward_params, x)[:2], x, has_aux=True)
 
     def squares(unit):
         one_hot = jnp.broadcast_to(jax.nn.one_hot(unit, y[0].size, dtype=y.dtype).reshape(y.shape[1:]), y.shape)

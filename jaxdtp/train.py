@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jaxdtp import checkpoints, data, epoch, feeding, hosts, optimizers, plots, reports
-from jaxdtp.alignment import weight_alignment
+from jaxdtp.alignment import named_parameters, weight_alignment
 from jaxdtp.build import (
     build_network,
     build_parallel,
@@ -28,8 +28,8 @@ from jaxdtp.claim import check, claim
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
-from jaxdtp.learning.step import Metrics, Settings, TrainState, init_state
-from jaxdtp.models.networks import Network, NetworkParameters
+from jaxdtp.learning.step import Metrics, Settings, TrainState, init_state, layer_parameters, trained_blocks
+from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, make_mesh, replicate
 from jaxdtp.rounds import Progress, Run, round_at, train_round
 from jaxdtp.signals import stop_requests
@@ -87,11 +87,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
         feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
         kept = "streamed" if feed.window else "on the devices"
-        print(f"{steps} steps per epoch, images {kept}; {devices(settings)}")
+        print(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
         validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
         test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
         fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), workdir)
-        run = Run(*fixed, stops=held.enter_context(stop_requests()), compiled={})
+        layers = frozenset()
+        if settings.algorithm.paths == "layers":
+            layers = layer_parameters(network, fresh.state)
+            print(single_parameters(fresh.state, layers))
+        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), compiled={})
         events = workdir / "tensorboard"
         writer = SummaryWriter(str(events), purge_step=len(records) + 1, write_to_disk=hosts.is_first())
         held.enter_context(writer)
@@ -106,11 +110,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
                 continue
             record = {"epoch": round.epoch, "step": done, "seconds": progress.seconds}
             record["images_per_second"] = steps * config.batch_size / progress.seconds
-            record |= learning_rates(config, list(state.feedback_optimizer), steps, round.epoch)
+            trained = [path.block.name for path in settings.paths] if settings.feedback else []
+            record |= learning_rates(config, trained, steps, round.epoch)
             record |= progress.metrics
             record |= measure(run, round.epoch, state, jax.random.fold_in(measure_key, round.epoch))
             if len(validation.split.rows):
-                found = evaluate(network, preprocessing, state.forward, validation)
+                found = evaluate(network, preprocessing, state, validation)
                 record |= reports.flat_metrics(found, "validation_")
             records.append(record)
             progress = Progress()
@@ -145,15 +150,23 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     return summarise(workdir, network, build_preprocessing(config), like, test, records)
 
 
-def devices(settings: Settings) -> str:
+def devices(network: Network, settings: Settings) -> str:
     """What a run is divided among, in words."""
     mesh, owners = settings.parallel
     words = f"{mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} host(s)"
     groups = [
-        "+".join(path.block.name for path, owner in zip(settings.paths, owners, strict=True) if owner == group)
+        "+".join(name for name, owner in zip(trained_blocks(network, settings), owners, strict=True) if owner == group)
         for group in range(mesh.shape["layer"] if owners else 0)
     ]
     return f"{words}, feedback by groups: {' | '.join(groups)}" if groups else words
+
+
+def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
+    """Which parameters have no feedback weight, in words."""
+    single = [name for name in named_parameters(state.forward) if name not in layers]
+    others = [name for name in single if name.rpartition(".")[2] not in ("bias", "scale")]
+    words = f"{len(layers)} parameters have feedback weights; {len(single)} learn from their local gradients alone"
+    return f"{words}, beside biases and scales {', '.join(others)}" if others else words
 
 
 def resume(workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.Record]]:
@@ -171,13 +184,14 @@ def resume(workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.R
     return Checkpoint(hosts.of_first(found.state), found.score, progress), records
 
 
-def evaluate(network: Network, preprocessing: Preprocessing, params: NetworkParameters, feed: Feed) -> Metrics:
+def evaluate(network: Network, preprocessing: Preprocessing, state: TrainState, feed: Feed) -> Metrics:
     """`epoch.evaluate`, averaged over all examples of a split."""
     examples = len(feed.split.rows)
     total = {}
     for window in feeding.windows(feed, np.arange(examples)):
+        learned = (state.forward, state.model)
         sums = epoch.evaluate(
-            network, preprocessing, feed.batch_size, feed.mesh, params, window.data, window.order, window.examples
+            network, preprocessing, feed.batch_size, feed.mesh, *learned, window.data, window.order, window.examples
         )
         total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
     return {name: value / examples for name, value in total.items()}
@@ -187,15 +201,17 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
     """What is measured after epoch `number` on the weights alone and, in some epochs, on the first examples of the
     training data."""
     record, config, algorithm = {}, run.config, run.settings.algorithm
-    if algorithm.paths == "consecutive" and run.settings.paths:
-        record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback))
+    if algorithm.paths in ("consecutive", "layers"):
+        names = run.layers if algorithm.paths == "layers" else None
+        record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback, names))
     every = config.alignment.every_epochs
-    if every and number % every == 0 and algorithm.target_rule:
+    if every and number % every == 0 and algorithm.paths != "none":
         first = data.read(run.feed.split, np.arange(config.batch_size))
         batch, key = replicate(run.feed.mesh, (first, key))
-        what = (config.alignment.probes, config.alignment.gauss_newton)
+        what = (config.alignment.probes, config.alignment.gauss_newton and algorithm.target_rule is not None)
         matching = epoch.measure_alignment(run.network, run.settings, run.preprocessing, *what, state, batch, key)
-        record |= reports.flat_metrics(matching)
+        # Where a gradient is zero there is no angle to it.
+        record |= {name: value for name, value in reports.flat_metrics(matching).items() if math.isfinite(value)}
     return record
 
 
@@ -239,7 +255,7 @@ def summarise(
     """
     best = together(lambda: checkpoints.restore_best(workdir, like).state, first_alone=True)
     best = hosts.of_first(best or like)
-    metrics = evaluate(network, preprocessing, replicate(test.mesh, best.forward), test)
+    metrics = evaluate(network, preprocessing, replicate(test.mesh, best), test)
     metrics = reports.flat_metrics(metrics, "test_")
     metrics["test_accuracy"] = metrics.pop("test_top1")
     seconds = sum(record["seconds"] for record in records)

@@ -119,6 +119,7 @@ class Vectors:
             jnp.zeros((), jnp.int32),
             forward,
             feedback,
+            {block.name: {} for block in self.network},
             settings.forward_optimizer.init(forward),
             {
                 path.block.name: training.optimizer.init(feedback[path.block.name])

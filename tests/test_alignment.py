@@ -26,13 +26,13 @@ BLOCKS = {
 
 def block_and_batch(name, batch=3):
     block = BLOCKS[name]
-    forward, feedback = block.init(jax.random.key(0))
+    forward, feedback, _ = block.init(jax.random.key(0))
     return block, forward, feedback, jax.random.normal(jax.random.key(1), (batch, *block.input_shape))
 
 
 def network_and_batch(activation=jax.nn.elu, classes=4, batch=6):
     network = networks.mlp((5,), classes, hidden=(7, 6), units=Units(feedback_activation=activation))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     feedback = paths.init(paths.consecutive(network), jax.random.key(0), like=forward)
     images = jax.random.normal(jax.random.key(1), (batch, 5))
     return network, forward, feedback, images, jnp.arange(batch) % classes
@@ -44,7 +44,7 @@ def test_dense_jacobians_agree_with_products(name):
     block, forward, feedback, x = block_and_batch(name)
     jacobian_f, jacobian_g = alignment.dense_jacobians(block, forward, feedback, x)
     v = jax.random.normal(jax.random.key(2), (3, *block.output_shape))
-    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward, x), x, has_aux=True)
+    y, pull_back, switches = jax.vjp(lambda x: block.forward(forward, x)[:2], x, has_aux=True)
     np.testing.assert_allclose(
         jnp.einsum("boi,bo->bi", jacobian_f, v.reshape(3, -1)), pull_back(v)[0].reshape(3, -1), rtol=1e-10
     )
@@ -116,7 +116,7 @@ LENET = {"kernel_size": 5, "window": 3, "stride": 2, "padding": 1}
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_transposed_weights_match_where_activation_and_windows_allow(block, matches):
-    forward, _ = block.init(jax.random.key(0))
+    forward, _, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, *block.input_shape))
     error, angle = alignment.jacobian_matching(block, forward, {"kernel": forward["kernel"]}, x, jax.random.key(2))
     assert (error.value < 1e-6) == matches
@@ -216,7 +216,8 @@ def test_target_rules_against_both_references():
     network, forward, feedback, images, labels = network_and_batch(matched_elu)
     passes = networks.forward_passes(network, forward, images)
     target = output_target(passes[-1].output, labels, 1e-5)
-    targets, _ = propagate_targets(difference_target, paths.consecutive(network), forward, feedback, passes, target)
+    ways = paths.bind(paths.consecutive(network), network, forward)
+    targets, _ = propagate_targets(difference_target, ways, forward, feedback, passes, target)
     references = (
         alignment.backprop_targets(network, forward, passes, target),
         alignment.gauss_newton_targets(network, forward, passes, target, damping=1e-6),
@@ -301,7 +302,7 @@ def test_double_precision_reaches_parameters_and_images(double):
 
 def test_matmul_precision_reaches_every_product():
     block = conv_block("conv", (4, 4, 2), 3)
-    forward, _ = block.init(jax.random.key(0))
+    forward, _, _ = block.init(jax.random.key(0))
 
     def program(precision):
         config = default_config()

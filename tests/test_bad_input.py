@@ -19,7 +19,7 @@ from jaxdtp import main
 from jaxdtp.build import build_network, build_preprocessing, build_settings, check_memory
 from jaxdtp.config import GROUPS, RULES, ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Examples
-from jaxdtp.epoch import measure_alignment, train_steps, zero_metrics
+from jaxdtp.epoch import Fixed, measure_alignment, train_steps, zero_metrics
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import feedback_step, init_state, train_step
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
@@ -154,15 +154,17 @@ def trace(config, image_shape, num_classes):
         images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.uint8)
         order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
         batch = Examples(images, order)
-        constants = network, setting, preprocessing, config.batch_size
+        constants = network, setting, preprocessing
         for step in (train_step, feedback_step) if config.feedback.pretraining_epochs else (train_step,):
             totals = zero_metrics(step, network, setting)
-            lowered = train_steps.lower(step, *constants, batch, order, key, state, totals, 0, 1)
+            lowered = train_steps.lower(
+                Fixed(step, *constants, config.batch_size), batch, order, key, state, totals, 0, 1
+            )
             after, summed, _ = lowered.out_info
             assert jax.tree.structure((after, summed)) == jax.tree.structure((state, totals))
-        if config.alignment.every_epochs and setting.algorithm.target_rule:
+        if config.alignment.every_epochs and setting.algorithm.paths != "none":
             options = config.alignment.probes, config.alignment.gauss_newton
-            measure_alignment.lower(*constants[:-1], *options, state, batch, key)
+            measure_alignment.lower(*constants, *options, state, batch, key)
 
 
 def outcome(path, changed, image_shape=None, num_classes=10):

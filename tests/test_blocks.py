@@ -127,9 +127,9 @@ def test_platforms_get_their_own_convolutions():
 
 def test_conv_block_is_flax_layers():
     block = conv_block("conv", (7, 9, 3), 5, kernel_size=5, window=3, stride=2, padding=1)
-    params, feedback_params = block.init(jax.random.key(0))
+    params, feedback_params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
-    y, switches = block.forward(params, x)
+    y, switches, _ = block.forward(params, x)
     activation = nn.elu(nn.Conv(5, (5, 5)).apply({"params": params}, x))
     np.testing.assert_allclose(y, nn.max_pool(activation, (3, 3), (2, 2), [(1, 1)] * 2), rtol=1e-5, atol=1e-6)
     assert y.shape == (2, *block.output_shape)
@@ -142,9 +142,9 @@ def test_conv_block_is_flax_layers():
 @pytest.mark.parametrize("activation", [True, False])
 def test_dense_block_is_flax_layers(activation):
     block = dense_block("fc", (2, 3, 4), 5, activation=activation)
-    params, feedback_params = block.init(jax.random.key(0))
+    params, feedback_params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (6, 2, 3, 4))
-    y, switches = block.forward(params, x)
+    y, switches, _ = block.forward(params, x)
     elu = nn.elu if activation else lambda values: values
     expected = elu(nn.Dense(5).apply({"params": params}, x.reshape(6, 24)))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
@@ -155,9 +155,9 @@ def test_dense_block_is_flax_layers(activation):
 
 @pytest.mark.parametrize("block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5)])
 def test_feedback_difference_is_the_difference_of_feedbacks(block):
-    forward, params = block.init(jax.random.key(0))
+    forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 3, *block.input_shape))
-    (a, switches), (b, _) = (block.forward(forward, values) for values in x)
+    (a, switches, _), (b, _, _) = (block.forward(forward, values) for values in x)
     difference = feedback_difference(block, params, block.gate(a, switches), block.gate(b, switches))
     expected = feedback(block, params, a, switches) - feedback(block, params, b, switches)
     np.testing.assert_allclose(difference, expected, rtol=1e-4, atol=1e-5)
@@ -177,10 +177,10 @@ def test_matched_activation_has_the_forward_slope(a):
 def test_matched_feedback_with_transposed_weights_is_the_transposed_jacobian(seed):
     """J_G = J_F^T exactly, in all of ELU's range, which ELU feedback can't reach."""
     network = networks.mlp((6,), 5, hidden=(7, 4), units=Units(feedback_activation=matched_elu))
-    forward = networks.init(network, jax.random.key(seed))
+    forward, _ = networks.init(network, jax.random.key(seed))
     x = 3 * jax.random.normal(jax.random.key(seed + 1), (2, 6))
     for block in network:
-        y, switches = block.forward(forward[block.name], x)
+        y, switches, _ = block.forward(forward[block.name], x)
         cotangent = jax.random.normal(jax.random.key(seed + 2), y.shape)
         params = {"kernel": forward[block.name]["kernel"]}
         _, ours = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (cotangent,))  # noqa: B023
@@ -213,7 +213,7 @@ def test_bad_geometry_is_refused():
 def test_initialisation_is_the_published_one():
     """Uniform in +-1/sqrt(fan-in); symmetric feedback starts as the transposed forward weights."""
     network = networks.lenet((16, 16, 3), 10, channels=(8, 16), hidden=(32,))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     feedback_params = paths.init(paths.consecutive(network), jax.random.key(0))
     bounds = {"conv_0": 75**-0.5, "conv_1": 200**-0.5, "fc1": 256**-0.5, "fc2": 32**-0.5}
     feedback_bounds = {"conv_1": 200**-0.5, "fc1": 32**-0.5, "fc2": 10**-0.5}

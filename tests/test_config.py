@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxdtp.build import build_network, build_settings, check_memory, steps_in_epoch
-from jaxdtp.config import RULES, ConfigError, default_config, flatten, resolve
+from jaxdtp.config import FOR_LAYERS, RULES, ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Dataset, Split
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import init_state
@@ -29,10 +29,19 @@ def load(path: Path) -> ConfigDict:
 def test_every_config_resolves_for_every_algorithm(path, algorithm):
     config = load(path)
     config.algorithm = algorithm
+    shape, rule = (8, 8, 1) if "digits" in path.stem else (32, 32, 3), ALGORITHMS[algorithm]
+    if config.feedback.init == "symmetric" and rule.paths.startswith("direct"):
+        with pytest.raises(ConfigError, match=r"config.feedback.init: got 'symmetric'; allowed: random, the direct"):
+            resolve(config)
+        return
     config = resolve(config)
-    network = build_network(config, (8, 8, 1) if "digits" in path.stem else (32, 32, 3), 10)
+    if config.network.name.startswith(("resnet", "vit")) and rule.target_rule:  # a model of one block
+        with pytest.raises(ConfigError, match=f"config.algorithm: got '{algorithm}', which feeds targets from block"):
+            build_network(config, shape, 10)
+        return
+    network = build_network(config, shape, 10)
     settings = build_settings(config, network, steps_per_epoch=10)
-    rule, paths = ALGORITHMS[algorithm].feedback_rule, 0 if algorithm == "bp" else len(network) - 1
+    rule, paths = rule.feedback_rule, len(network) - 1 if rule.target_rule else 0
     assert settings.algorithm.feedback_rule is rule
     assert len(settings.paths) == paths
     assert len(settings.feedback) == (paths if rule else 0)
@@ -138,6 +147,17 @@ def test_feedback_settings_need_not_fit_where_there_is_no_feedback():
     config.algorithm = "bp"
     config.feedback.iterations = (10, 10, 10)
     assert resolve(config).feedback.iterations == (10, 10, 10)
+
+
+@pytest.mark.parametrize("key", FOR_LAYERS)
+def test_rules_of_layers_have_one_value_for_all_of_them(key):
+    config = default_config()
+    config.algorithm = "weight_mirror"
+    group, name = key.split(".")
+    config[group][name] = (1, 1) if name == "iterations" else (0.5, 0.5)
+    words = rf"config.{key}: got .*, 2 values; allowed: one value, for all layers, with weight_mirror"
+    with pytest.raises(ConfigError, match=words):
+        resolve(config, {key})
 
 
 def test_cosine_schedule_is_the_published_one():

@@ -306,15 +306,18 @@ def test_evaluation_counts_every_example_once(batch_size):
     rng = np.random.default_rng(0)
     split = Examples(rng.integers(0, 256, (20, 3, 3, 1), np.uint8), rng.integers(0, 12, 20).astype(np.int32))
     network = mlp((3, 3, 1), 12, hidden=(5,))
-    params = init(network, jax.random.key(0))
+    params, state = init(network, jax.random.key(0))
     preprocessing = Preprocessing((0.5,), (0.5,))
     order = np.arange(20)
-    ours = evaluate(network, preprocessing, batch_size, None, params, split, order, 20)
-    whole = evaluate(network, preprocessing, 20, None, params, split, order, 20)
+    ours = evaluate(network, preprocessing, batch_size, None, params, state, split, order, 20)
+    whole = evaluate(network, preprocessing, 20, None, params, state, split, order, 20)
     assert set(ours) == {"loss", "top1", "top5"}
     for name in ours:
         np.testing.assert_allclose(ours[name], whole[name], rtol=1e-5)
-    some = [evaluate(network, preprocessing, batch_size, None, params, split, order[::-1], count) for count in (5, 20)]
-    rest = evaluate(network, preprocessing, batch_size, None, params, split, order[:15], 15)
+    some = [
+        evaluate(network, preprocessing, batch_size, None, params, state, split, order[::-1], count)
+        for count in (5, 20)
+    ]
+    rest = evaluate(network, preprocessing, batch_size, None, params, state, split, order[:15], 15)
     for name in ours:
         np.testing.assert_allclose(some[0][name] + rest[name], some[1][name], rtol=1e-5)

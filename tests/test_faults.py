@@ -114,7 +114,9 @@ def checkpoint(step, score=0.0):
     """As small as a state can be."""
     rng = np.random.default_rng(step)
     weights = {"fc": {"kernel": rng.normal(size=(50, 30)).astype(np.float32), "bias": np.zeros(3, np.float32)}}
-    return Checkpoint(TrainState(np.array(step, np.int32), weights, weights, (), {}), score, {"seconds": float(step)})
+    return Checkpoint(
+        TrainState(np.array(step, np.int32), weights, weights, {}, (), {}), score, {"seconds": float(step)}
+    )
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, os.unlink])

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdtp.alignment import backprop_targets, gauss_newton_targets, target_matching
 from jaxdtp.learning.inverse import inverse_target, output_inverse_target, scale_by_influence
-from jaxdtp.learning.paths import consecutive
+from jaxdtp.learning.paths import bind, consecutive
 from jaxdtp.learning.targets import difference_target, output_target, propagate_targets
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Pass, Units, conv_block, dense_block
@@ -33,7 +33,7 @@ def linear_block_with_factor(factor):
     feedback = {"kernel": (1 + factor) * jnp.linalg.inv(forward["kernel"]).T}
     own_forward = functools.partial(block.forward, forward)
     x = jax.random.normal(jax.random.key(1), (5, 6))
-    return block, feedback, own_forward, Pass(x, *own_forward(x))
+    return block, feedback, own_forward, Pass(x, *own_forward(x)[:2])
 
 
 @pytest.mark.parametrize("factor", [-0.7, 0.0, 0.9])
@@ -92,10 +92,10 @@ def test_examples_stop_on_their_own_when_they_are_done():
     ids=lambda block: block.name,
 )
 def test_one_iteration_is_the_difference_target(block):
-    forward, feedback = block.init(jax.random.key(0))
+    forward, feedback, _ = block.init(jax.random.key(0))
     own_forward = functools.partial(block.forward, forward)
     x = jax.random.normal(jax.random.key(1), (3, *block.input_shape))
-    clean = Pass(x, *own_forward(x))
+    clean = Pass(x, *own_forward(x)[:2])
     target = clean.output + jax.random.normal(jax.random.key(2), clean.output.shape)
     once, _ = inverse_target(block, feedback, own_forward, clean, target, iterations=1)
     difference, _ = difference_target(block, feedback, own_forward, clean, target)
@@ -104,7 +104,7 @@ def test_one_iteration_is_the_difference_target(block):
 
 def invertible_network():
     network = networks.mlp((4,), 4, hidden=(4, 4), units=INVERTIBLE)
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     for index, params in enumerate(forward.values()):
         params["kernel"] = 0.5 * params["kernel"] + jnp.linalg.qr(jax.random.normal(jax.random.key(index), (4, 4)))[0]
     exact = {name: inverse_of(params) for name, params in list(forward.items())[1:]}
@@ -117,7 +117,7 @@ def invertible_network():
 def test_an_exact_inverse_gives_the_gauss_newton_targets(rule):
     network, forward, exact, passes, labels = invertible_network()
     target = output_target(passes[-1].output, labels, 1e-6)
-    targets, _ = propagate_targets(rule, consecutive(network), forward, exact, passes, target)
+    targets, _ = propagate_targets(rule, bind(consecutive(network), network, forward), forward, exact, passes, target)
     references = gauss_newton_targets(network, forward, passes, target, damping=0.0)
     for name, match in target_matching(network, passes, targets, references).items():
         assert match.distance < 1e-4, name
@@ -131,7 +131,9 @@ def test_iterations_repair_an_inexact_inverse(rule):
     references = gauss_newton_targets(network, forward, passes, target, damping=0.0)
 
     def distances(rule):
-        targets, _ = propagate_targets(rule, consecutive(network), forward, inexact, passes, target)
+        targets, _ = propagate_targets(
+            rule, bind(consecutive(network), network, forward), forward, inexact, passes, target
+        )
         matches = target_matching(network, passes, targets, references)
         return [float(matches[block.name].distance) for block in network[:-1]]
 
@@ -150,7 +152,9 @@ def test_influence_turns_inverses_into_gradients_in_one_dimension():
     exact = {name: inverse_of(params) for name, params in list(forward.items())[1:]}
     passes = networks.forward_passes(network, forward, jnp.full((3, 1), 0.6))
     target = passes[-1].output + 1e-6
-    targets, _ = propagate_targets(inverse_target, consecutive(network), forward, exact, passes, target)
+    targets, _ = propagate_targets(
+        inverse_target, bind(consecutive(network), network, forward), forward, exact, passes, target
+    )
     scaled, influence = scale_by_influence(network, forward, passes, targets)
     references = backprop_targets(network, forward, passes, target)
     for match in target_matching(network, passes, scaled, references).values():
@@ -160,7 +164,7 @@ def test_influence_turns_inverses_into_gradients_in_one_dimension():
 
 def test_influence_is_that_of_the_change_on_the_output():
     network = networks.lenet((8, 8, 1), 5, channels=(3,), hidden=(6,))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     passes = networks.forward_passes(network, forward, jax.random.normal(jax.random.key(1), (4, 8, 8, 1)))
     changes = [jax.random.normal(jax.random.key(2), clean.output.shape) for clean in passes]
     targets = [clean.output + change for clean, change in zip(passes, changes, strict=True)]

@@ -35,6 +35,8 @@ config.dataset.crop_padding = 1
 config.forward.warmup_steps = 5
 config.feedback.iterations, config.feedback.learning_rate = (2,), (0.02,)
 config.feedback.batch_share = (0.3, 1.0, 0.5) if channels else (0.3, 1.0)
+if algorithm == "ldrl_fast":
+    config.feedback.batch_share = (0.3,)
 config.target.scale_by_influence = algorithm == "inverse"
 config = resolve(config)
 with jax.enable_x64(config.float64):
@@ -48,13 +50,14 @@ with jax.enable_x64(config.float64):
     for sizes, owners in meshes:
         devices = np.array(jax.devices()[: sizes[0] * sizes[1]]).reshape(sizes)
         mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+        # With layers the first block is trained, too.
+        owners = [0] * (bool(owners) and settings.algorithm.paths == "layers") + owners
         here = settings._replace(parallel=Parallel(mesh, tuple(owners)))
+        fixed = epoch.Fixed(train_step, network, here, preprocessing, 32)
         examples = data.Examples(*(divide_rows(mesh, array, split.rows) for array in split[:2]))
         totals = epoch.zero_metrics(train_step, network, here)
         placed = replicate(mesh, (order, jax.random.key(1), start, totals))
-        state, totals, done = epoch.train_steps(
-            train_step, network, here, preprocessing, 32, examples, *placed, 0, 20
-        )
+        state, totals, done = epoch.train_steps(fixed, examples, *placed, 0, 20)
         assert int(done) == 20
         results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state.forward, state.feedback))])
 distances = [

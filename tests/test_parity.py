@@ -11,7 +11,7 @@ from published import FILES, Vectors
 from jaxdtp.alignment import angle_degrees, relative_distance
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.feedback import feedback_update
-from jaxdtp.learning.paths import consecutive
+from jaxdtp.learning.paths import bind, consecutive
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.learning.targets import local_gradients, output_target, propagate_targets
 from jaxdtp.models import networks
@@ -83,7 +83,8 @@ def test_targets_gradients_and_forward_step(vectors):
     forward, passes, feedback = train_published_feedback(vectors)
     target = output_target(passes[-1].output, vectors.labels, float(vectors["hp/beta"]))
     rule = ALGORITHMS[vectors.rule].target_rule
-    targets, _ = propagate_targets(rule, consecutive(vectors.network), forward, feedback, passes, target)
+    ways = bind(consecutive(vectors.network), vectors.network, forward)
+    targets, _ = propagate_targets(rule, ways, forward, feedback, passes, target)
     for block, target in zip(vectors.network, targets, strict=True):
         assert_close(target, vectors.batch(f"target/{block.name}"))
 

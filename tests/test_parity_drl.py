@@ -7,7 +7,7 @@ import pytest
 from published_drl import FILES, Vectors
 
 from jaxdtp.learning import feedback as feedback_module
-from jaxdtp.learning.paths import along_paths
+from jaxdtp.learning.paths import along_paths, bind
 from jaxdtp.learning.step import all_targets, backprop_gradients, train_step
 from jaxdtp.learning.targets import local_gradients
 from jaxdtp.models import networks
@@ -63,9 +63,10 @@ def test_feedback_losses_and_gradients(path):
     forward, feedback = vectors.forward(""), vectors.feedback("")
     clean = along_paths(vectors.paths, passes_of(vectors))
     gradients, decayed = vectors.feedback("g"), vectors.feedback("g", end="wd")
-    for index, (way, noise) in enumerate(zip(vectors.paths, vectors.noise(), strict=True)):
+    ways = bind(vectors.paths, vectors.network, forward)
+    for index, (way, noise) in enumerate(zip(ways, vectors.noise(), strict=True)):
         name, factor = way.block.name, vectors.rec_factor(index)
-        own_forward = vectors.algorithm.forward_map(vectors.paths, index, forward, feedback, clean)
+        own_forward = vectors.algorithm.forward_map(ways, index, forward, feedback, clean)
         loss, gradient = vectors.algorithm.feedback_rule(way.block, feedback[name], own_forward, clean[index], noise)
         assert_close(factor * loss, vectors[f"rec_loss_{index + 1}"])
         assert_close(factor * gradient["kernel"], gradients[name]["kernel"])

@@ -13,7 +13,7 @@ from jaxdtp.testing import assert_updates_match_backprop
 
 def network_and_passes():
     network = networks.lenet((8, 8, 1), 5, channels=(3,), hidden=(7, 6))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     return (
         network,
         forward,
@@ -27,10 +27,11 @@ def test_a_path_is_the_network_between_its_ends(kind):
     ways = getattr(paths, kind)(network)
     params = paths.init(ways, jax.random.key(0))
     assert list(params) == ["fc1", "fc2", "fc3"]
-    for index, (way, clean) in enumerate(zip(ways, paths.along_paths(ways, passes), strict=True)):
+    bound = paths.bind(ways, network, forward)
+    for index, (way, clean) in enumerate(zip(bound, paths.along_paths(ways, passes), strict=True)):
         assert way.source == (index + 1 if kind == "consecutive" else 3)
         np.testing.assert_array_equal(clean.input, passes[index].output)
-        y, _ = way.block.forward(forward, clean.input)
+        y, _, _ = way.block.forward(forward, clean.input)
         np.testing.assert_allclose(y, clean.output, rtol=1e-5)
         np.testing.assert_allclose(y, passes[way.source].output, rtol=1e-5)
         back = feedback(way.block, params[way.block.name], y, clean.switches)
@@ -56,7 +57,7 @@ def test_direct_feedback_by_the_transposed_jacobian_is_backprop():
     """In a linear network one matrix does for all examples."""
     linear = Units(activation=lambda x: x, feedback_activation=lambda y: y)
     network = networks.mlp((6,), 4, hidden=(5, 7), units=linear)
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     ways = paths.direct(network)
     upper = {"fc2": forward["fc2"]["kernel"] @ forward["fc3"]["kernel"], "fc3": forward["fc3"]["kernel"]}
     params = {name: {"kernel": kernel} for name, kernel in upper.items()}
@@ -69,7 +70,7 @@ def test_direct_feedback_by_the_transposed_jacobian_is_backprop():
 
 def test_feedback_that_starts_as_the_transpose():
     network = networks.mlp((6,), 4, hidden=(5,), units=Units(feedback_activation=matched_elu))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     params = paths.init(paths.consecutive(network), jax.random.key(0), like=forward)
     np.testing.assert_array_equal(params["fc2"]["kernel"], forward["fc2"]["kernel"])
 
@@ -77,6 +78,6 @@ def test_feedback_that_starts_as_the_transpose():
 def test_xavier_normal():
     """Of 120,000 weights the estimated standard deviation is off by 0.2 %: 2 % is 10 standard errors."""
     network = networks.mlp((400,), 10, hidden=(300,), units=Units(initializer=xavier_normal))
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     assert float(jnp.std(forward["fc1"]["kernel"])) == pytest.approx((2 / 700) ** 0.5, rel=0.02)
     assert not forward["fc1"]["bias"].any()

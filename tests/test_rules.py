@@ -14,16 +14,20 @@ from hypothesis import strategies as st
 from jaxdtp.alignment import updates_and_gradients
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.learning.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, match_jacobian, train_feedback
+from jaxdtp.learning.derived import layers_of
+from jaxdtp.learning.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, train_feedback
+from jaxdtp.learning.layers import draw_probes
 from jaxdtp.learning.step import (
+    LayerTraining,
     Settings,
     backprop_gradients,
     classification_metrics,
-    cross_entropy,
+    error_gradients,
     init_state,
     train_step,
 )
 from jaxdtp.learning.targets import (
+    cross_entropy,
     difference_target,
     first_order_target,
     local_gradients,
@@ -31,7 +35,7 @@ from jaxdtp.learning.targets import (
     propagate_targets,
 )
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import Pass, Units, conv_block, dense_block, feedback, matched_elu
+from jaxdtp.models.blocks import Pass, conv_block, dense_block, example_of, feedback
 
 
 def random_like(tree, seed):
@@ -43,14 +47,13 @@ def random_like(tree, seed):
 
 
 LDRL = ALGORITHMS["ldrl"].feedback_rule
-MATCHED = Units(feedback_activation=matched_elu)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def train_block(rule, training, block, params, forward, x, key):
     """Feedback parameters of a block after one batch x, and the mean loss."""
     own_forward = functools.partial(block.forward, forward)
-    clean = examples_of(training, Pass(x, *own_forward(x)))
+    clean = examples_of(training, Pass(x, *own_forward(x)[:2]))
     state = training.optimizer.init(params)
     trained, _, loss = train_feedback(rule, training, block, params, state, own_forward, clean, key)
     return trained, loss
@@ -79,9 +82,9 @@ def test_expected_ldrl_gradient_is_that_of_the_jacobian_mismatch(name):
     over both signs removes the odd orders, so what is left is of relative order sigma^2, without chance.
     """
     block, sigma = BLOCKS[name], 1e-4
-    forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
+    forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))[:2]))
     x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
-    y, switches = block.forward(forward, x)
+    y, switches, _ = block.forward(forward, x)
     n, m = x.size, y.size
 
     def unit_vectors(size, shape):
@@ -130,7 +133,7 @@ def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, be
     divided by beta is the BP gradient."""
     with jax.enable_x64(True):
         network = networks.mlp((inputs,), classes, hidden=tuple(hidden))
-        forward = networks.init(network, jax.random.key(seed))
+        forward, _ = networks.init(network, jax.random.key(seed))
         backward = paths.init(paths.consecutive(network), jax.random.key(seed))
         for block in network[:-1]:
             # Nothing negative from the input on, and large biases: every unit stays far above 0.
@@ -152,9 +155,9 @@ def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, be
 def test_small_difference_targets_are_feedback_jacobian_products(name):
     """(t[n-1] - s[n-1]) / b -> J_G (t[n] - s[n]) / b, whatever the feedback weights."""
     block = BLOCKS[name]
-    forward, params = block.init(jax.random.key(0))
+    forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, *block.input_shape))
-    y, switches = block.forward(forward, x)
+    y, switches, _ = block.forward(forward, x)
     direction = jax.random.normal(jax.random.key(2), y.shape)
     target, _ = difference_target(block, params, None, Pass(x, y, switches), y + 1e-6 * direction)
     _, product = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (direction,))
@@ -163,108 +166,10 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["linear", "dense", "lenet", "sum", slow("vgg")])
-@pytest.mark.usefixtures("_float64")
-def test_jacobian_matching_follows_the_gradient_of_the_mismatch_divided_by_its_curvature(name):
-    """Summed over unit vectors e, loss and direction are |J_G - J_F^T|^2 and its gradient; what each output feature's
-    direction is divided by is counted here unit by unit."""
-    block = BLOCKS[name]
-    forward, params = (random_like(tree, seed) for seed, tree in enumerate(block.init(jax.random.key(0))))
-    x = jax.random.normal(jax.random.key(2), (1, *block.input_shape))
-    y, switches = block.forward(forward, x)
-
-    @jax.jit
-    def mismatch(params):
-        jacobian_f = jax.jacobian(lambda x: block.forward(forward, x)[0])(x).reshape(y.size, x.size)
-        jacobian_g = jax.jacobian(lambda y: feedback(block, params, y, switches))(y).reshape(x.size, y.size)
-        return jnp.sum((jacobian_g - jacobian_f.T) ** 2)
-
-    def of_unit(e):
-        # The size of e is its mean square: 1 / x.size for a unit vector.
-        own_forward = functools.partial(block.forward, forward)
-        value, gradient = match_jacobian(block, params, own_forward, Pass(x, y, switches), Noise(e, None))
-        return value / x.size, gradient
-
-    values, gradients = jax.lax.map(of_unit, jnp.eye(x.size).reshape(-1, *x.shape))
-    np.testing.assert_allclose(jnp.sum(values), mismatch(params), rtol=1e-8)
-
-    # Slopes by position and unit, [positions, features, units]; each unit is written to one position at most.
-    slopes = jax.jacobian(lambda y: block.gate(y, switches).reshape(-1, y.shape[-1]))(y).reshape(
-        -1, y.shape[-1], y.size
-    )
-    squares = jnp.sum(slopes**2, axis=2)
-    total = jnp.sum(squares, axis=0)
-    typical = jnp.maximum(jnp.sum(squares**2, axis=0) / total, jnp.sum(total) / y.size)
-    fan_in = params["kernel"].size // y.shape[-1]
-    curvature = (total + fan_in * typical) / x.size
-    expected = jax.grad(mismatch)(params)["kernel"] / 2 / curvature
-    np.testing.assert_allclose(jnp.sum(gradients["kernel"], axis=0), expected, rtol=1e-8, atol=1e-10)
-    assert (gradients["bias"] == 0).all()
-
-
-@pytest.mark.parametrize("examples", [1, 8, 200])
-@pytest.mark.parametrize("name", ["dense", slow("vgg"), "lenet"])
-def test_jacobian_matching_finds_the_transpose_without_a_learning_rate(name, examples):
-    """Whether a batch holds far fewer or far more equations than there are weights."""
-    make = {
-        "dense": lambda **options: dense_block("fc", (30,), 6, **options),
-        "vgg": lambda **options: conv_block("conv", (4, 4, 3), 5, **options),
-        "lenet": lambda **options: conv_block(
-            "conv", (6, 6, 2), 4, kernel_size=5, window=3, stride=2, padding=1, shared_maxima="sum", **options
-        ),
-    }[name]
-    block = make(units=MATCHED)
-    forward, params = block.init(jax.random.key(0))
-    training = FeedbackTraining(20 + 1500 // examples, 1.0, 1, optax.sgd(1.0), examples)
-    x = jax.random.normal(jax.random.key(1), (200, *block.input_shape))
-    trained, loss = train_block(match_jacobian, training, block, params, forward, x, jax.random.key(2))
-    error = lambda params: float(jnp.linalg.norm(params["kernel"] - forward["kernel"]))  # noqa: E731
-    assert np.isfinite(loss)
-    assert error(trained) < 0.05 * error(params)
-    np.testing.assert_array_equal(trained["bias"], params["bias"])
-
-
-def test_jacobian_matching_is_stable_where_most_units_are_shut():
-    """One open feature among shut ones, far fewer examples than inputs: its error falls, and nobody's grows."""
-    block = dense_block("fc", (400,), 10, units=MATCHED)
-    forward, params = block.init(jax.random.key(0))
-    forward["bias"] = jnp.full(10, -8.0).at[0].set(8.0)
-    training = FeedbackTraining(400, 1.0, 1, optax.sgd(1.0), examples=8)
-    x = jax.random.normal(jax.random.key(1), (8, 400))
-    trained, _ = train_block(match_jacobian, training, block, params, forward, x, jax.random.key(2))
-    error = lambda params: jnp.linalg.norm(params["kernel"] - forward["kernel"], axis=0)  # noqa: E731
-    assert error(trained)[0] < 0.1 * error(params)[0]
-    assert (error(trained) < 1.01 * error(params)).all()
-
-
-@pytest.mark.usefixtures("_float64")
-def test_fast_ldrl_from_matched_weights_is_backprop():
-    """Feedback weights that start as the transposed forward weights stay that, and every update is BP's."""
-    network = networks.lenet((8, 8, 1), 10, channels=(3, 4), hidden=(7,), units=MATCHED, shared_maxima="sum")
-    training = FeedbackTraining(1, 1.0, 1, optax.sgd(1.0), examples=2)
-    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.05, momentum=0.9))
-    x, labels = jax.random.normal(jax.random.key(1), (6, 5, 8, 8, 1)), jnp.arange(30).reshape(6, 5) % 10
-
-    def train(name):
-        rule = ALGORITHMS[name]
-        feedback = (training,) * 3 if rule.feedback_rule else ()
-        config = Settings(rule, paths.consecutive(network), 1.0, optimizer, feedback, symmetric_init=True)
-        step = jax.jit(lambda state, x, labels: train_step(network, config, state, x, labels, jax.random.key(3))[0])
-        state = init_state(network, config, jax.random.key(0))
-        for images, of_images in zip(x, labels, strict=True):
-            state = step(state, images, of_images)
-        return state
-
-    fast, backprop = train("ldrl_fast"), train("bp")
-    chex.assert_trees_all_close(fast.forward, backprop.forward, rtol=1e-9, atol=1e-12)
-    for name, params in fast.feedback.items():
-        np.testing.assert_allclose(params["kernel"], fast.forward[name]["kernel"], rtol=1e-9, atol=1e-12)
-
-
 def test_feedback_learning_aligns_the_weights():
     """A few hundred L-DRL iterations turn random feedback weights towards the transposed forward weights."""
     block = dense_block("fc", (20,), 10)
-    forward, params = block.init(jax.random.key(0))
+    forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (64, 20))
     training = FeedbackTraining(500, noise_scale=0.1, noise_samples=1, optimizer=optax.sgd(0.3, momentum=0.9))
     trained, _ = train_block(LDRL, training, block, params, forward, x, jax.random.key(2))
@@ -280,7 +185,7 @@ def test_noise_samples_are_averaged():
     below are 7 standard errors away: failure probability below 1e-9.
     """
     block = dense_block("fc", (6,), 4)
-    forward, params = block.init(jax.random.key(0))
+    forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 6))
 
     def spread(samples):
@@ -305,11 +210,11 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name, 
         "consecutive": paths.consecutive(network),
         "direct": paths.direct(network),
         "direct_through_hidden": paths.direct_through_hidden(network, hidden),
-    }[algorithm.paths]
-    ways = ways if algorithm.target_rule else ()
+    }.get(algorithm.paths, ())
     trainings = tuple(FeedbackTraining(k, 0.1, 1, optax.sgd(0.01, momentum=0.9)) for k in (2, 3))
-    trainings = trainings if algorithm.feedback_rule else ()
-    config = Settings(algorithm, ways, beta, optax.sgd(0.1, momentum=0.9), trainings)
+    trainings = trainings if ways else ()
+    layers = LayerTraining(2, 0.4, 0.7)
+    config = Settings(algorithm, ways, beta, optax.sgd(0.1, momentum=0.9), trainings, layers)
     state = init_state(network, config, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
     labels = jnp.arange(5)
@@ -319,9 +224,10 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name, 
     @jax.jit
     def one_after_the_other(state):
         passes = networks.forward_passes(network, state.forward, x)
+        bound = paths.bind(ways, network, state.forward)
         clean = paths.along_paths(ways, passes)
         backward, losses = dict(state.feedback), {}
-        for index, (path, training) in enumerate(zip(ways, trainings, strict=False)):
+        for index, (path, training) in enumerate(zip(bound, trainings, strict=False)):
             name = path.block.name
             backward[name], _, losses[name] = train_feedback(
                 algorithm.feedback_rule,
@@ -329,26 +235,36 @@ def test_a_step_is_feedback_training_then_targets_then_one_forward_update(name, 
                 path.block,
                 state.feedback[name],
                 state.feedback_optimizer[name],
-                algorithm.forward_map(ways, index, state.forward, state.feedback, clean),
+                algorithm.forward_map(bound, index, state.forward, state.feedback, clean),
                 clean[index],
                 jax.random.fold_in(key, index),
             )
         if algorithm.target_rule:
             target = output_target(passes[-1].output, labels, beta)
             feeding_back = state.feedback if algorithm.simultaneous else backward
-            targets, _ = propagate_targets(algorithm.target_rule, ways, state.forward, feeding_back, passes, target)
+            targets, _ = propagate_targets(algorithm.target_rule, bound, state.forward, feeding_back, passes, target)
             gradients = local_gradients(network, state.forward, passes, targets)
+        elif algorithm.paths == "layers":
+            for index, block in enumerate(network):
+                name, f = block.name, lambda params, x, block=block: block.forward(params, x)[0]
+                of_block = layers_of(f, state.forward[name], example_of(block, len(x)))
+                for probe_key in jax.random.split(jax.random.fold_in(key, index), layers.iterations):
+                    probes = draw_probes(of_block[0], probe_key, layers.share)
+                    backward[name], (loss,) = algorithm.feedback_rule(
+                        *of_block, state.forward[name], backward[name], probes, layers.rate
+                    )
+                    losses[name] = losses.get(name, 0.0) + loss / layers.iterations
+            gradients, _, _ = error_gradients(network, config, state.forward, backward, x, labels)
         else:
             gradients = backprop_gradients(network, state.forward, x, labels)
         forward = jax.tree.map(lambda p, g: p - 0.1 * g, state.forward, gradients)
         if algorithm.shared_update:
-            for block in network[1:]:
-                change = forward[block.name]["kernel"] - state.forward[block.name]["kernel"]
-                backward[block.name] = backward[block.name] | {"kernel": backward[block.name]["kernel"] + change}
+            backward = jax.tree.map(lambda p, g: p - 0.1 * g, backward, gradients)
         return forward, backward, losses, jnp.mean(cross_entropy(passes[-1].output, labels))
 
     forward, backward, losses, loss = one_after_the_other(state)
     assert new.step == 1
+    assert set(metrics["feedback_loss"]) == set(losses)
     chex.assert_trees_all_close((new.forward, new.feedback), (forward, backward), rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close({name: metrics["feedback_loss"][name] for name in losses}, losses, rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -386,8 +302,9 @@ def test_expected_drl_gradient_asks_for_an_inverse(kind):
     }[kind]()
     name = {"consecutive": "dtpdrl", "direct": "ddtp_linear", "direct_through_hidden": "ddtp_rhl"}[kind]
     algorithm, sigma = ALGORITHMS[name], 1e-4
-    forward = networks.init(network, jax.random.key(0))
+    forward, _ = networks.init(network, jax.random.key(0))
     backward = paths.init(ways, jax.random.key(0))
+    ways = paths.bind(ways, network, forward)
     x = jax.random.normal(jax.random.key(1), (1, 6, 6, 1))
     for index, way in enumerate(ways):
         n = flat_features(way.block)
@@ -402,7 +319,7 @@ def test_expected_drl_gradient_asks_for_an_inverse(kind):
         @jax.jit
         def mismatch(params, index=index, way=way, of_one=of_one, n=n):
             own_forward = algorithm.forward_map(ways, index, forward, backward, of_one)
-            y, switches = own_forward(of_one[index].input)
+            y, switches, _ = own_forward(of_one[index].input)
             jacobian_f = jax.jacobian(lambda x: own_forward(x)[0])(of_one[index].input).reshape(y.size, n)
             jacobian_g = jax.jacobian(lambda y: feedback(way.block, params, y, switches))(y).reshape(n, y.size)
             return sigma**2 * jnp.sum((jacobian_g @ jacobian_f - jnp.eye(n)) ** 2)
@@ -413,40 +330,11 @@ def test_expected_drl_gradient_asks_for_an_inverse(kind):
         np.testing.assert_allclose(gradient["kernel"], reference["kernel"], atol=1e-3 * scale)
 
 
-@pytest.mark.usefixtures("_float64")
-def test_feedback_alignment_is_backprop_with_other_weights_on_the_way_down():
-    """The update, divided by beta, against autodiff of a network whose linear maps have B in their backward pass."""
-    network = networks.mlp((6,), 4, hidden=(7, 5), units=MATCHED)
-    forward = networks.init(network, jax.random.key(0))
-    backward = paths.init(paths.consecutive(network), jax.random.key(9))
-    x, labels = jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 4
-
-    @jax.custom_vjp
-    def dense(x, kernel, other):
-        return x @ kernel
-
-    dense.defvjp(
-        lambda x, kernel, other: (x @ kernel, (x, other)),
-        lambda kept, g: (g @ kept[1].T, kept[0].T @ g, jnp.zeros_like(kept[1])),
-    )
-
-    def loss(params):
-        h = x
-        for block in network:
-            other = backward.get(block.name, params[block.name])["kernel"]
-            h = dense(h, params[block.name]["kernel"], other) + params[block.name]["bias"]
-            h = h if block is network[-1] else jax.nn.elu(h)
-        return jnp.mean(cross_entropy(h, labels))
-
-    updates, _ = updates_and_gradients(network, ALGORITHMS["fa"].target_rule, forward, backward, x, labels, 0.3)
-    chex.assert_trees_all_close(updates, jax.grad(loss)(forward), rtol=1e-9, atol=1e-12)
-
-
 def test_feedback_that_is_never_trained_stays_as_it_is():
     network = networks.mlp((6,), 4, hidden=(7, 5))
     x, labels = jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 4
     for name in ("fa", "dfa", "dtp_fixed"):
-        ways = paths.direct(network) if name == "dfa" else paths.consecutive(network)
+        ways = {"fa": (), "dfa": paths.direct(network), "dtp_fixed": paths.consecutive(network)}[name]
         config = Settings(ALGORITHMS[name], ways, 0.5, optax.sgd(0.1))
         state = init_state(network, config, jax.random.key(0))
         new, _ = jax.jit(train_step, static_argnums=(0, 1))(network, config, state, x, labels, jax.random.key(1))

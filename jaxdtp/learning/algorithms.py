@@ -9,28 +9,30 @@ from jaxdtp.learning.feedback import (
     descend,
     drl_loss,
     ldrl_loss,
-    match_jacobian,
     reconstruction_loss,
     there_and_back,
 )
 from jaxdtp.learning.inverse import inverse_target, output_inverse_target
-from jaxdtp.learning.targets import TargetRule, difference_target, first_order_target, plain_target
+from jaxdtp.learning.layers import LayerRule, copy_signs, match_layers, mirror_layers
+from jaxdtp.learning.targets import TargetRule, difference_target, plain_target
 
 
 class Algorithm(NamedTuple):
     """What makes one rule different from another.
 
     Attributes:
-        feedback_rule: what trains the feedback weights; None where they are never trained, or there are none.
-        target_rule: how a target is fed back; None for backpropagation.
+        feedback_rule: what trains the feedback weights, of a block or, where paths are 'layers', of a layer; None where
+            they are never trained, or there are none.
+        target_rule: how a target is fed back from block to block; None where errors are, all the way.
         paths: one of `PATHS`, where feedback leads from and to.
         forward_map: what feedback learning takes for F, the map that feedback is to invert.
         simultaneous: whether targets come from the feedback weights as they were before the batch, so that feedback and
             forward weights learn independently of each other.
-        shared_update: whether feedback weights also take every update of the forward weights (Kolen & Pollack 1994).
+        shared_update: whether feedback weights also follow the forward weights' gradients, with an optimizer and weight
+            decay of their own (Kolen & Pollack 1994).
     """
 
-    feedback_rule: FeedbackRule | None
+    feedback_rule: FeedbackRule | LayerRule | None
     target_rule: TargetRule | None
     paths: str = "consecutive"
     forward_map: Callable = along_path
@@ -38,15 +40,20 @@ class Algorithm(NamedTuple):
     shared_update: bool = False
 
 
-PATHS = ("consecutive", "direct", "direct_through_hidden")
-"""Of `jaxdtp.learning.paths`."""
+PATHS = ("consecutive", "direct", "direct_through_hidden", "layers", "none")
+"""The first three are of `jaxdtp.learning.paths`. 'layers': errors go down through feedback weights beside those of
+every layer (`jaxdtp.learning.derived`), which is what first-order difference targets
+
+    t[n-1] = s[n-1] + J_G (t[n] - s[n]),    J_G: the Jacobian of block n with feedback weights, transposed
+
+and local gradients come to, however the network is divided into blocks. 'none': through the forward weights."""
 
 LDRL, DRL, RECONSTRUCTION = descend(ldrl_loss), descend(drl_loss), descend(reconstruction_loss)
 
 ALGORITHMS = {
     "ldrl": Algorithm(LDRL, difference_target),
     "ldrl_parallel": Algorithm(LDRL, difference_target, simultaneous=True),
-    "ldrl_fast": Algorithm(match_jacobian, first_order_target, shared_update=True),
+    "ldrl_fast": Algorithm(match_layers, None, paths="layers", shared_update=True),
     "dtp": Algorithm(RECONSTRUCTION, difference_target),
     "dtp_parallel": Algorithm(RECONSTRUCTION, difference_target, simultaneous=True),
     "tp": Algorithm(RECONSTRUCTION, plain_target),
@@ -58,6 +65,10 @@ ALGORITHMS = {
     "inverse_output": Algorithm(RECONSTRUCTION, output_inverse_target),
     "dtp_fixed": Algorithm(None, difference_target),
     "dfa": Algorithm(None, difference_target, paths="direct"),
-    "fa": Algorithm(None, first_order_target),
-    "bp": Algorithm(None, None),
+    "ldrl_layers": Algorithm(match_layers, None, paths="layers"),
+    "kp": Algorithm(None, None, paths="layers", shared_update=True),
+    "weight_mirror": Algorithm(mirror_layers, None, paths="layers"),
+    "sign_symmetry": Algorithm(copy_signs, None, paths="layers"),
+    "fa": Algorithm(None, None, paths="layers"),
+    "bp": Algorithm(None, None, paths="none"),
 }

@@ -6,13 +6,13 @@ A feedback rule is one function
 
 where `forward` is the map that feedback is to invert, from the block's input x to (y, switches); `clean` is the block's
 pass on the batch without noise; `noise` holds what is added to its input and output; and `gradient` is what the
-optimizer gets for `feedback_params`: the loss's gradient, or that gradient normalised. Losses are summed over features
-and averaged over the batch.
+optimizer gets for `feedback_params`: the loss's gradient. Losses are summed over features and averaged over the batch.
+The rules that learn layer by layer are in `jaxdtp.learning.layers`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import optax
 
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import difference_target
-from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback_difference
 from jaxdtp.models.networks import NetworkParameters
 
 
@@ -62,19 +62,19 @@ def ldrl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean
     """
     x, y, switches = clean
     h_clean = block.gate(y, switches)
-    h_input = block.gate(*forward(x + noise.input))
+    h_input = _gate_of_noisy(block, forward, clean, x + noise.input)
     h_output = block.gate(y + noise.output, switches)
 
     difference, transpose = jax.vjp(
         lambda params: feedback_difference(block, params, h_input, h_clean), feedback_params
     )
-    if block.squash:
-        reconstruction = jnp.vdot(noise.input, difference)
-    else:
+    if block.affine:
         # Linear in the weights: its value is their product with its gradient, which is needed anyway, and costs no
         # projection of its own.
         (correlation,) = transpose(noise.input)
         reconstruction = optax.tree.vdot(feedback_params, correlation)
+    else:
+        reconstruction = jnp.vdot(noise.input, difference)
     size = jnp.sum(feedback_difference(block, feedback_params, h_output, h_clean) ** 2)
     return (size - 2 * reconstruction) / len(x)
 
@@ -84,7 +84,7 @@ def reconstruction_loss(
 ) -> jax.Array:
     """Denoising reconstruction of the noisy input, |s + e - G(F(s + e))|^2 with e = noise.input (Lee et al. 2015)."""
     noisy = clean.input + noise.input
-    reconstructed = feedback(block, feedback_params, *forward(noisy))
+    reconstructed = block.project(feedback_params, _gate_of_noisy(block, forward, clean, noisy))
     return jnp.sum((noisy - reconstructed) ** 2) / len(noisy)
 
 
@@ -97,7 +97,7 @@ def drl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean:
     of F's Jacobian, so that targets are those of Gauss-Newton. F is all from s to the network's output: by way of
     direct feedback, or there and back (`there_and_back`).
     """
-    h_input = block.gate(*forward(clean.input + noise.input))
+    h_input = _gate_of_noisy(block, forward, clean, clean.input + noise.input)
     difference = feedback_difference(block, feedback_params, h_input, block.gate(clean.output, clean.switches))
     return jnp.sum((difference - noise.input) ** 2) / len(noise.input)
 
@@ -125,12 +125,12 @@ def there_and_back(
     What DRL is about where feedback is consecutive (Meulemans et al. 2020: DTPDRL); without noise it is F(s).
     """
 
-    def up_and_down(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def up_and_down(x: jax.Array) -> tuple[jax.Array, Any, dict]:
         for path in paths[index:]:
-            x, _ = path.block.forward(forward, x)
+            x, _, _ = path.block.forward(forward, x)
         for path, of_path in zip(paths[:index:-1], clean[:index:-1], strict=True):
             x = difference_target(path.block, feedback[path.block.name], path.block.forward, of_path, x)[0]
-        return x, clean[index].switches
+        return x, clean[index].switches, {}
 
     return up_and_down
 
@@ -140,54 +140,10 @@ def descend(loss: Callable[[Block, Parameters, Forward, Pass, Noise], jax.Array]
     return jax.value_and_grad(loss, argnums=1)
 
 
-def match_jacobian(
-    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise
-) -> tuple[jax.Array, Parameters]:
-    """L-DRL for sigma -> 0, without its noise at the optimum, and with a step that needs no learning rate.
-
-    For a direction e at the block's input (noise.input; its scale cancels), by forward-mode differentiation of F and
-    one pass of e through the feedback weights,
-
-        r = J_F e - J_G^T e,    loss |r|^2 / mean(e^2),
-
-    whose expectation is L-DRL's limit |J_G - J_F^T|^2, and whose gradient is zero for every e once the Jacobians match.
-    Half of it, divided by its curvature, is what the optimizer gets, for the kernel alone: where g^2 is the squared
-    slope of the feedback gate at a unit of output feature k (the kernel's last axis; summed where units share a
-    position), n the number of weights that meet in a position, and sums run over batch and positions,
-
-        -sum_k e g r / (mean(e^2) (sum_k g^2 + n max(sum_k g^4 / sum_k g^2, mean(g^2)))).
-
-    With rate 1 that is the normalised least-mean-squares step (Widrow & Hoff 1960; Nagumo & Noda 1967) for many
-    equations at once: close to their solution where they outnumber the unknowns, a projection where they are few. The
-    mean over all features damps the step of those that are shut. On maps so small that padding keeps much of the kernel
-    outside, n counts too many and the step is too small by the same factor.
-    """
-    x, y, switches = clean
-    gate = lambda y: block.gate(y, switches)  # noqa: E731
-
-    def transposed_product(params):
-        _, to_y = jax.vjp(lambda y: feedback(block, params, y, switches), y)
-        return to_y(noise.input)[0]
-
-    _, forward_product = jax.jvp(lambda x: forward(x)[0], (x,), (noise.input,))
-    feedback_product, to_params = jax.vjp(transposed_product, feedback_params)
-    residual = forward_product - feedback_product
-    (descent,) = to_params(residual)
-
-    h, to_y = jax.vjp(gate, y)
-    (slopes,) = to_y(jnp.ones_like(h))
-    _, squares = jax.jvp(gate, (y,), (slopes,))
-    size = jnp.mean(noise.input**2)
-    kernel = descent["kernel"]
-    fan_in = kernel.size // kernel.shape[-1]
-    positions = tuple(range(squares.ndim - 1))
-    total = jnp.sum(squares, axis=positions)
-    # Where every unit is shut there is nothing to divide by, and nothing to learn.
-    tiny = jnp.finfo(y.dtype).tiny
-    typical = jnp.maximum(jnp.sum(squares**2, axis=positions) / (total + tiny), jnp.sum(total) / y.size)
-    curvature = size * (total + fan_in * typical) + tiny
-    gradient = jax.tree.map(jnp.zeros_like, feedback_params) | {"kernel": -kernel / curvature}
-    return jnp.sum(residual**2) / (size * len(x)), gradient
+def _gate_of_noisy(block: Block, forward: Forward, clean: Pass, noisy: jax.Array) -> Any:
+    """What `project` gets of F at a noisy input."""
+    y, switches, _ = forward(noisy)
+    return block.gate(y, switches if block.refreshes else clean.switches)
 
 
 def draw_noise(key: jax.Array, scale: float, clean: Pass) -> Noise:

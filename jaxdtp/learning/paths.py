@@ -2,24 +2,25 @@
 
 In target propagation every block feeds back into the block below (`consecutive`). In its direct forms the network's
 output feeds back into every block (`direct`). A path is a block like any other, F and G, so that every feedback rule
-and target rule works on both: F is all that the network does from the one end of the path to the other.
+and target rule works on both: F is all that the network does from the one end of the path to the other (`bind`).
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.models.blocks import ELU, Activation, Block, Parameters, Pass, Units, dense_block
-from jaxdtp.models.networks import Network, NetworkParameters, logits
+from jaxdtp.learning.derived import with_feedback
+from jaxdtp.learning.layers import init_feedback
+from jaxdtp.models.blocks import ELU, Activation, Block, Context, Parameters, Pass, Units, dense_block, example_of
+from jaxdtp.models.networks import Network, NetworkParameters, forward_passes
 
 
 class Path(NamedTuple):
     """Feedback into the input of block n, n = 2..N.
 
     Attributes:
-        block: has the name and the input of block n. Its `forward` takes the parameters of the whole network.
+        block: has the name and the input of block n, and the feedback map.
         source: index in the network of the block whose output is fed back.
     """
 
@@ -31,14 +32,55 @@ Paths = tuple[Path, ...]
 """Of the blocks 2..N, in this order."""
 
 
-@functools.cache
 def consecutive(network: Network) -> Paths:
     """Each block's own feedback map, from its output to its input (Lee et al. 2015)."""
+    return tuple(Path(block, index) for index, block in enumerate(network[1:], start=1))
 
-    def path(index: int, block: Block) -> Path:
-        return Path(block._replace(forward=lambda params, x: block.forward(params[block.name], x)), index)
 
-    return tuple(path(index, block) for index, block in enumerate(network[1:], start=1))
+def bind(paths: Paths, network: Network, forward: NetworkParameters) -> Paths:
+    """The paths on one batch: each block's `forward` is the network's from the path's end to its source, a function of
+    the parameters of the whole network; and where a block has no feedback map of its own, the derived one,
+
+        G(y; O) = J^T y,    J: the Jacobian of F at the clean input with feedback weights O (`derived.with_feedback`)
+
+    Args:
+        paths: as from `consecutive`, `direct` or `direct_through_hidden`.
+        network: as from `networks.bind`, or of blocks that have no state.
+        forward: parameters, which slopes, normalisation and the like in derived feedback depend on.
+    """
+
+    def bound(index: int, path: Path) -> Path:
+        passed = network[index : path.source + 1]
+
+        def forwards(params: NetworkParameters, x: jax.Array) -> tuple[jax.Array, Any, dict]:
+            *_, last = forward_passes(passed, params, x)
+            return last.output, last.switches, {}
+
+        block = path.block
+        if block.project is None:
+            block = derive(network[index], forward[block.name])
+        return path._replace(block=block._replace(forward=forwards))
+
+    return tuple(bound(index, path) for index, path in enumerate(paths, start=1))
+
+
+def derive(block: Block, params: Any) -> Block:
+    """A block, as from `networks.bind`, with the feedback map that is derived from its forward map with these
+    parameters (`bind`), whatever feedback map it has. What that must know of a pass (switches) is its input."""
+    g = with_feedback(lambda params, x: block.forward(params, x)[0])
+
+    def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+        y, _, state = block.forward(params, x)
+        return y, x, state
+
+    def project(feedback_params: Any, h: tuple[jax.Array, jax.Array]) -> jax.Array:
+        y, x = h
+        _, pull_back = jax.vjp(lambda x: g(params, feedback_params, x), x)
+        return pull_back(y)[0]
+
+    return block._replace(
+        forward=forward, gate=lambda y, switches: (y, switches), project=project, affine=False, refreshes=False
+    )
 
 
 def direct(network: Network, units: Units = ELU) -> Paths:
@@ -93,14 +135,46 @@ def init(paths: Paths, key: jax.Array, like: NetworkParameters | None = None) ->
         key: as given to `networks.init`, whose random numbers are others.
         like: forward parameters, to start feedback kernels as the transposed forward kernels, which are the same arrays
             in our layout.
+
+    Raises:
+        ValueError: feedback can't start like the forward parameters, because it has a kernel that they haven't.
     """
     # The first block has no feedback: nothing is ever sent to the input.
     keys = jax.random.split(key, len(paths) + 1)[1:]
-    params = {path.block.name: path.block.init(path_key)[1] for path, path_key in zip(paths, keys, strict=True)}
+    return {
+        path.block.name: _init_path(path.block, path_key, like and like[path.block.name])
+        for path, path_key in zip(paths, keys, strict=True)
+    }
+
+
+def init_derived(block: Block, params: Any, state: Any, key: jax.Array, *, symmetric: bool = False) -> Any:
+    """Feedback parameters of the map that is derived from a block's forward map (`layers.init_feedback`)."""
+    f = lambda params, x: block.forward(params, x, Context(state, key))[0]  # noqa: E731
+    return init_feedback(f, params, example_of(block), jax.random.fold_in(key, 1), symmetric=symmetric)
+
+
+def _init_path(block: Block, key: jax.Array, like: Any) -> Any:
+    forward, params, state = block.init(key)
+    if params is None:
+        return init_derived(block, like or forward, state, key, symmetric=like is not None)
     if like is None:
         return params
-    # Copies: the train step donates its state, and one buffer cannot be donated twice.
-    return {name: of_block | {"kernel": jnp.copy(like[name]["kernel"])} for name, of_block in params.items()}
+    kernels = dict(jax.tree_util.tree_leaves_with_path(like))
+
+    def start(path: tuple, leaf: jax.Array) -> jax.Array:
+        if getattr(path[-1], "key", None) != "kernel":
+            return leaf
+        if path not in kernels or kernels[path].shape != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            found = kernels[path].shape if path in kernels else "no such parameter"
+            raise ValueError(
+                f"block {block.name}: a symmetric start of its feedback parameter {name}, {leaf.shape}: got {found} "
+                "among the forward parameters; allowed: the same name and shape"
+            )
+        # A copy: the train step donates its state, and one buffer cannot be donated twice.
+        return jnp.copy(kernels[path])
+
+    return jax.tree_util.tree_map_with_path(start, params)
 
 
 def along_paths(paths: Paths, passes: list[Pass]) -> list[Pass]:
@@ -118,15 +192,12 @@ def _direct_path(
 
     `before` is applied to the network's output, and gives `features` features.
     """
-    upper, source = network[index:], len(network) - 1
     (classes,) = network[-1].output_shape
-    dense = dense_block(upper[0].name, upper[0].input_shape, features or classes, activation=False, units=units)
+    below = network[index]
+    dense = dense_block(below.name, below.input_shape, features or classes, activation=False, units=units)
 
-    def forward(params: NetworkParameters, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        return logits(upper, params, x), ()
-
-    def gate(y: jax.Array, switches: tuple[()]) -> jax.Array:
+    def gate(y: jax.Array, switches: Any) -> jax.Array:
         del switches
         return before(y) if before else y
 
-    return Path(dense._replace(forward=forward, gate=gate, output_shape=(classes,)), source)
+    return Path(dense._replace(gate=gate, output_shape=(classes,)), len(network) - 1)

@@ -10,15 +10,20 @@ batch, and the measurements are numbers by name that are logged for each block.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxdtp.learning.paths import Paths, along_paths
 from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
 from jaxdtp.models.networks import Network, NetworkParameters
 
 Measurements = dict[str, jax.Array]
+
+Loss = Callable[[jax.Array, Any], jax.Array]
+"""Of outputs and labels: [batch], or its mean."""
 
 TargetRule = Callable[[Block, Parameters, Forward, Pass, jax.Array], tuple[jax.Array, Measurements]]
 
@@ -47,15 +52,23 @@ def plain_target(
     return feedback(block, feedback_params, target, clean.switches), {}
 
 
-def output_target(logits: jax.Array, labels: jax.Array, beta: float) -> jax.Array:
-    """t[N] = s[N] - beta (softmax(s[N]) - onehot(labels)): one gradient step of size beta on each example's loss.
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] of each example, [batch], nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def output_target(outputs: jax.Array, labels: Any, beta: float, loss: Loss = cross_entropy) -> jax.Array:
+    """t[N] = s[N] - beta dL/ds[N]: one gradient step of size beta on each example's loss L. Of the cross-entropy it is
+
+        t[N] = s[N] - beta (softmax(s[N]) - onehot(labels)).
 
     Args:
-        logits: [batch, classes].
-        labels: [batch], integers.
+        outputs: s[N], [batch, ...]; of the cross-entropy [batch, classes].
+        labels: whatever the loss takes; of the cross-entropy [batch], integers.
         beta: step size.
+        loss: `loss(outputs, labels)`, of each example or averaged over the batch.
     """
-    return logits - beta * (jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
+    return outputs - beta * len(outputs) * jax.grad(lambda outputs: jnp.mean(loss(outputs, labels)))(outputs)
 
 
 def propagate_targets(
@@ -70,7 +83,7 @@ def propagate_targets(
 
     Args:
         rule: the target rule.
-        paths: feedback paths into blocks 2..N.
+        paths: feedback paths into blocks 2..N, as from `paths.bind`.
         forward, feedback_params: parameters.
         passes: of all blocks, as from `networks.forward_passes`.
         target: t[N], [batch, classes].
@@ -99,7 +112,7 @@ def local_gradients(
     """
 
     def local_loss(block_params, block, clean, target):
-        output, _ = block.forward(block_params, clean.input)
+        output, _, _ = block.forward(block_params, clean.input)
         return jnp.sum((output - target) ** 2) / (2 * len(target))
 
     return {

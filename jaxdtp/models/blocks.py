@@ -1,20 +1,23 @@
 """A block: a forward map F_n, its feedback map G_n, and what passes between them.
 
-A block is a NamedTuple of pure functions, as an Optax transformation is. The feedback map has two parts,
+A block is a NamedTuple of pure functions, as an Optax transformation is. `jaxdtp.models.modules` makes one of any Flax
+module; here are those of the published networks. The feedback map has two parts,
 
     G(y; w) = project(w, gate(y, switches)),
 
-`gate` without parameters (activation, un-pooling) and `project` affine in its input and in its parameters (dense layer,
-transposed convolution). Differences of feedbacks, which is all that difference target propagation needs, then cost one
-projection. In the networks of Meulemans et al. 2020 an activation follows `project`: `squash`.
+`gate` without parameters (activation, un-pooling). Where `project` is affine in its input and in its parameters (dense
+layer, transposed convolution), differences of feedbacks, which is all that difference target propagation needs, cost
+one projection. A block without `gate` and `project` has the feedback map that is derived from its forward map
+(`jaxdtp.learning.paths.bind`).
 
-Parameters are dictionaries {"kernel", "bias"} in Flax's layout ([in, out], [height, width, in, out]). Forward and
-feedback kernels have one common shape: "feedback is the transposed forward" is equality of the two arrays.
+Parameters of the blocks here are dictionaries {"kernel", "bias"} in Flax's layout ([in, out], [height, width, in,
+out]). Forward and feedback kernels have one common shape: "feedback is the transposed forward" is equality of the two
+arrays.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +29,25 @@ Parameters = dict[str, jax.Array]
 
 Activation = Callable[[jax.Array], jax.Array]
 
-Forward = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""A block's forward map with its parameters filled in: from x to (y, switches)."""
+Forward = Callable[[jax.Array], tuple[jax.Array, Any, Any]]
+"""A block's forward map with its parameters filled in: from x to (y, switches, state)."""
+
+
+class Context(NamedTuple):
+    """What a forward pass depends on beside its parameters and its input.
+
+    Attributes:
+        state: what a block keeps from batch to batch without learning it, such as BatchNorm's running statistics.
+        key: of dropout and other random numbers in training; None in evaluation. All passes on one batch have the same,
+            so that they are passes of one function.
+    """
+
+    state: Any = {}  # noqa: RUF012
+    key: jax.Array | None = None
+
+
+EVALUATION = Context()
+"""Of blocks that have no state."""
 
 
 def matched_elu(y: jax.Array) -> jax.Array:
@@ -82,7 +102,7 @@ class Units(NamedTuple):
     Attributes:
         activation: forward; not of the last block of a network.
         feedback_activation: of `Block.gate`, and 0 at 0; the published L-DRL runs have ELU.
-        squash: activation of the feedback map's result, see `Block`.
+        squash: activation of the feedback map's result (Meulemans et al. 2020); None: none.
         initializer: one of `INITIALIZERS`, of forward and feedback parameters.
     """
 
@@ -98,45 +118,56 @@ class Block(NamedTuple):
     Attributes:
         name: used in parameters, metrics and plots.
         input_shape, output_shape: of one example, [height, width, channels] or [features].
-        init: `init(key)` to (forward parameters, feedback parameters).
-        forward: `forward(forward_params, x)` to (y, switches): F on a batch [batch, *input_shape], and whatever its
-            feedback must know of that pass (an array, or () for nothing).
-        gate: `gate(y, switches)` to the input of `project`.
-        project: `project(feedback_params, h)` to [batch, *input_shape]; affine in both arguments.
-        squash: activation of what `project` gives; None: the feedback map ends there, and is affine in its parameters.
+        init: `init(key)` to (forward parameters, feedback parameters, state); feedback parameters are None where the
+            feedback map is derived.
+        forward: `forward(forward_params, x, context)` to (y, switches, state): F on a batch [batch, *input_shape];
+            whatever its feedback must know of that pass (arrays by example, or () for nothing); and the state after it.
+            Without a context: in evaluation, for a block that has no state.
+        gate: `gate(y, switches)` to the input of `project`; None: derived.
+        project: `project(feedback_params, h)` to [batch, *input_shape]; None: derived.
+        affine: whether `project` is affine in both arguments, with all that is constant in parameters named 'bias'.
+        refreshes: whether a noisy pass is fed back through its own switches; else through those of the clean pass.
+        dtype: of the input.
     """
 
     name: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    init: Callable[[jax.Array], tuple[Parameters, Parameters]]
-    forward: Callable[[Parameters, jax.Array], tuple[jax.Array, jax.Array]]
-    gate: Callable[[jax.Array, jax.Array], jax.Array]
-    project: Callable[[Parameters, jax.Array], jax.Array]
-    squash: Activation | None = None
+    init: Callable[[jax.Array], tuple[Any, Any, Any]]
+    forward: Callable[..., tuple[jax.Array, Any, Any]]
+    gate: Callable[[jax.Array, Any], Any] | None = None
+    project: Callable[[Any, Any], jax.Array] | None = None
+    affine: bool = False
+    refreshes: bool = True
+    dtype: Any = float
+
+
+def example_of(block: Block, examples: int = 2) -> jax.ShapeDtypeStruct:
+    """Shape and type of a block's input."""
+    return jax.ShapeDtypeStruct((examples, *block.input_shape), jnp.zeros((), block.dtype).dtype)
 
 
 class Pass(NamedTuple):
-    """One block on one batch: `output`, `switches` = block.forward(params, `input`)."""
+    """One block on one batch: `output`, `switches`, _ = block.forward(params, `input`)."""
 
     input: jax.Array
     output: jax.Array
-    switches: jax.Array
+    switches: Any
 
 
 def feedback(block: Block, params: Parameters, y: jax.Array, switches: jax.Array) -> jax.Array:
     """G(y; params), from the block's output space [batch, *output_shape] to its input space [batch, *input_shape]."""
-    return _project(block, params, block.gate(y, switches))
+    return block.project(params, block.gate(y, switches))
 
 
 def feedback_difference(block: Block, params: Parameters, h: jax.Array, h_reference: jax.Array) -> jax.Array:
     """G(y) - G(y_reference) from the two gated values h = gate(y) and h_reference = gate(y_reference).
 
-    One projection instead of two where the feedback map ends with it: `project` is affine, and its bias cancels.
+    One projection instead of two where `project` is affine: its bias cancels.
     """
-    if block.squash:
-        return _project(block, params, h) - _project(block, params, h_reference)
-    return block.project(_without_bias(params), h - h_reference)
+    if block.affine:
+        return block.project(_without_bias(params), h - h_reference)
+    return block.project(params, h) - block.project(params, h_reference)
 
 
 ELU = Units()
@@ -180,14 +211,14 @@ def conv_block(
         raise ValueError(f"block {name}: its input of {height}x{width} pixels is too small to be pooled again")
     kernel_shape = (kernel_size, kernel_size, in_channels, channels)
 
-    def init(key: jax.Array) -> tuple[Parameters, Parameters]:
+    def init(key: jax.Array) -> tuple[Parameters, Parameters, dict]:
         # PyTorch, and so the published runs, counts the fan-in of a transposed convolution by its output channels.
         fans = (kernel_size**2 * in_channels, kernel_size**2 * channels)
         return _init_pair(units.initializer, key, kernel_shape, (channels, in_channels), fans, fans)
 
-    def forward(params: Parameters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(params: Parameters, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, jax.Array, dict]:
         activation = units.activation(_add_bias(conv(x, params["kernel"]), params))
-        return pooling.max_pool(activation, window, stride, padding)
+        return *pooling.max_pool(activation, window, stride, padding), {}
 
     def gate(y: jax.Array, switches: jax.Array) -> jax.Array:
         # Activations are 0 at 0, so they may come first, where there are fewer pixels.
@@ -195,9 +226,10 @@ def conv_block(
         return pooling.max_unpool(values, switches, (height, width), window, stride, padding, shared=shared_maxima)
 
     def project(params: Parameters, h: jax.Array) -> jax.Array:
-        return _add_bias(conv_transpose(h, params["kernel"]), params)
+        return _squashed(units, _add_bias(conv_transpose(h, params["kernel"]), params))
 
-    return Block(name, tuple(input_shape), (*pooled, channels), init, forward, gate, project, units.squash)
+    shapes = (tuple(input_shape), (*pooled, channels))
+    return Block(name, *shapes, init, forward, gate, project, affine=units.squash is None)
 
 
 def dense_block(
@@ -219,25 +251,25 @@ def dense_block(
     """
     in_features = math.prod(input_shape)
 
-    def init(key: jax.Array) -> tuple[Parameters, Parameters]:
+    def init(key: jax.Array) -> tuple[Parameters, Parameters, dict]:
         fans = (in_features, features)
         return _init_pair(units.initializer, key, fans, (features, in_features), fans, fans[::-1])
 
-    def forward(params: Parameters, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    def forward(params: Parameters, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, tuple[()], dict]:
         y = _add_bias(x.reshape(-1, in_features) @ params["kernel"], params)
-        return units.activation(y) if activation else y, ()
+        return units.activation(y) if activation else y, (), {}
 
     def gate(y: jax.Array, switches: tuple[()]) -> jax.Array:
         return units.feedback_activation(y) if activation else y
 
     def project(params: Parameters, h: jax.Array) -> jax.Array:
-        return _add_bias(h @ params["kernel"].T, params).reshape(-1, *input_shape)
+        return _squashed(units, _add_bias(h @ params["kernel"].T, params)).reshape(-1, *input_shape)
 
-    return Block(name, tuple(input_shape), (features,), init, forward, gate, project, units.squash)
+    return Block(name, tuple(input_shape), (features,), init, forward, gate, project, affine=units.squash is None)
 
 
 def _init_pair(initializer, key, kernel_shape, bias_sizes, forward_fans, feedback_fans):
-    """Forward and feedback parameters; fans are (in, out)."""
+    """Forward and feedback parameters, and no state; fans are (in, out)."""
     forward, feedback = (
         {
             "kernel": initializer(kernel_key, kernel_shape, *fans),
@@ -247,12 +279,11 @@ def _init_pair(initializer, key, kernel_shape, bias_sizes, forward_fans, feedbac
             jax.random.split(key, (2, 2)), bias_sizes, (forward_fans, feedback_fans), strict=True
         )
     )
-    return forward, feedback
+    return forward, feedback, {}
 
 
-def _project(block: Block, params: Parameters, h: jax.Array) -> jax.Array:
-    value = block.project(params, h)
-    return block.squash(value) if block.squash else value
+def _squashed(units: Units, values: jax.Array) -> jax.Array:
+    return units.squash(values) if units.squash else values
 
 
 def _add_bias(values: jax.Array, params: Parameters) -> jax.Array:

@@ -1,14 +1,19 @@
 """Networks as sequences of blocks, and what is done with a whole network: initialise, run forward, classify."""
 
+from typing import Any
+
 import jax
 
-from jaxdtp.models.blocks import ELU, Block, Parameters, Pass, Units, conv_block, dense_block
+from jaxdtp.models.blocks import ELU, Block, Context, Pass, Units, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
 
-NetworkParameters = dict[str, Parameters]
+NetworkParameters = dict[str, Any]
 """Parameters by block name."""
+
+NetworkState = dict[str, Any]
+"""What blocks keep from batch to batch without learning it, by block name; empty for most."""
 
 
 def mlp(
@@ -47,20 +52,44 @@ def vgg(
     return _classifier(_convolutions(input_shape, channels, geometry, units), input_shape, num_classes, hidden, units)
 
 
-def init(network: Network, key: jax.Array) -> NetworkParameters:
-    """Forward parameters of every block, by block name."""
+def init(network: Network, key: jax.Array) -> tuple[NetworkParameters, NetworkState]:
+    """Forward parameters and state of every block, by block name."""
     keys = jax.random.split(key, len(network))
-    return {block.name: block.init(block_key)[0] for block, block_key in zip(network, keys, strict=True)}
+    fresh = {block.name: block.init(block_key) for block, block_key in zip(network, keys, strict=True)}
+    params = {name: of_block for name, (of_block, _, _) in fresh.items()}
+    return params, {name: of_block for name, (_, _, of_block) in fresh.items()}
+
+
+def bind(network: Network, state: NetworkState, key: jax.Array | None = None) -> Network:
+    """The network on one batch: its blocks' forward maps are functions of parameters and input alone.
+
+    Args:
+        network: the blocks.
+        state: of all blocks.
+        key: of dropout and the like; None: in evaluation.
+    """
+
+    def bound(index: int, block: Block) -> Block:
+        own_key = None if key is None else jax.random.fold_in(key, index)
+        context = Context(state[block.name], own_key)
+        return block._replace(forward=lambda params, x: block.forward(params, x, context))
+
+    return tuple(bound(index, block) for index, block in enumerate(network))
 
 
 def forward_passes(network: Network, params: NetworkParameters, x: jax.Array) -> list[Pass]:
     """s[n] = F_n(s[n-1]) for all blocks; s[0] = x, [batch, *network[0].input_shape]; logits are the last output."""
-    passes = []
+    return run(network, params, x)[0]
+
+
+def run(network: Network, params: NetworkParameters, x: jax.Array) -> tuple[list[Pass], NetworkState]:
+    """As `forward_passes`, and the state of all blocks afterwards."""
+    passes, states = [], {}
     for block in network:
-        y, switches = block.forward(params[block.name], x)
+        y, switches, states[block.name] = block.forward(params[block.name], x)
         passes.append(Pass(x, y, switches))
         x = y
-    return passes
+    return passes, states
 
 
 def logits(network: Network, params: NetworkParameters, x: jax.Array) -> jax.Array:

@@ -1,0 +1,311 @@
+"""Blocks and networks from models that know nothing of target propagation: Flax modules, Linen or NNX, or functions.
+
+A model is called with one array [batch, ...] and gives one. It is brought into one form, two pure functions,
+
+    init(key, x) -> params, state
+    apply(params, state, x, key) -> y, sown, state          key None: evaluation
+
+where `state` is what the model keeps without learning it (batch statistics) and `sown` what it lets its feedback know.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdtp.models.blocks import EVALUATION, Block, Context
+from jaxdtp.models.networks import Network, bind
+
+SWITCHES = "switches"
+"""The collection into which a Linen module sows what its feedback module is to know of a pass."""
+
+TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+"""Arguments that tell a module whether it is in training, and what they are then."""
+
+
+class OwnFeedback(NamedTuple):
+    """A block whose feedback map is a module of its own, rather than derived.
+
+    Attributes:
+        module: the forward map, a Linen module, which may sow arrays [batch, ...] into the collection 'switches'.
+        feedback: a Linen module that maps an output y (and, if it takes two arguments, what was sown, a dictionary) to
+            the shape of the module's input.
+    """
+
+    module: nn.Module
+    feedback: nn.Module
+
+
+class Functions(NamedTuple):
+    """A model in the form above."""
+
+    init: Callable[[jax.Array, jax.Array], tuple[Any, Any]]
+    apply: Callable[[Any, Any, jax.Array, jax.Array | None], tuple[jax.Array, Any, Any]]
+
+
+def network_of(model: Any, x: jax.Array | jax.ShapeDtypeStruct) -> Network:
+    """The network of a model: one block, or of a list of models one block for each.
+
+    Args:
+        model: a Linen or NNX module, a pair of functions (init, apply) with init(key, x) to params and apply(params, x)
+            or apply(params, key, x) to y, `OwnFeedback`, a `Block`, or a list of such.
+        x: an input [batch, ...], or its shape and type.
+
+    Raises:
+        ValueError: a model can't be called with its input; names it, what was found and what is allowed.
+    """
+    models = model if isinstance(model, list) or is_network(model) else [model]
+    x = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    blocks: list[Block] = []
+    for index, part in enumerate(models):
+        name = _name(part) if len(models) == 1 else f"{_name(part)}_{index}"
+        block = part if isinstance(part, Block) else block_of(part, x, name)
+        if tuple(x.shape[1:]) != block.input_shape:
+            raise ValueError(
+                f"block {block.name}: got an input of shape {tuple(x.shape[1:])}; allowed: {block.input_shape}"
+            )
+        blocks.append(block)
+        x = jax.ShapeDtypeStruct((x.shape[0], *block.output_shape), jnp.zeros(()).dtype)
+    names = [block.name for block in blocks]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"model: got blocks named {', '.join(names) or 'nothing'}; allowed: names, each once")
+    return tuple(blocks)
+
+
+def as_network(model: Any, x: jax.Array, state: Any = None) -> Network:
+    """The blocks of a model in evaluation, as functions of parameters and input alone.
+
+    Args:
+        model: as for `network_of`, or a network already.
+        x: an input [batch, ...].
+        state: what it keeps without learning it, such as {"batch_stats": ...}; by block name where there are several.
+            Fresh if left out.
+    """
+    network = _network_like(model, tuple(x.shape[1:]), jnp.result_type(x)) if _hashable(model) else network_of(model, x)
+    if state is None and all(block.gate is not None for block in network):
+        return network
+    fresh = {block.name: block.init(jax.random.key(0))[2] for block in network}
+    return bind(network, fresh if state is None else by_block(network, state))
+
+
+def by_block(network: Network, values: Any) -> dict[str, Any]:
+    """What belongs to the blocks of a network by their name: from a dictionary already, from that of the only block, or
+    from a list of all blocks', or of all but the first one's."""
+    if isinstance(values, list | tuple):
+        return dict(zip([block.name for block in network][-len(values) :], values, strict=True))
+    return values if len(network) > 1 or network[0].name in values else {network[0].name: values}
+
+
+@functools.lru_cache(maxsize=64)
+def _network_like(model: Any, shape: tuple[int, ...], dtype: Any) -> Network:
+    return network_of(model, jax.ShapeDtypeStruct((2, *shape), dtype))
+
+
+def _hashable(model: Any) -> bool:
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
+
+
+def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
+    """A block of a model (see `network_of`) with inputs like x; its feedback map is derived, or its own."""
+    own = model.feedback if isinstance(model, OwnFeedback) else None
+    functions = functions_of(model.module if own is not None else model, name)
+    key = jax.random.key(0)
+    try:
+        params, state = jax.eval_shape(functions.init, key, x)
+        y, sown, after = jax.eval_shape(functions.apply, params, state, x, key)
+        jax.eval_shape(lambda *operands: functions.apply(*operands, None), params, state, x)
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(
+            f"module {name}: can't be called with an input of shape {x.shape} ({type(error).__name__}: "
+            f"{_first_line(error)}); allowed: one array to one array, of shape [batch, ...]"
+        ) from error
+    if not hasattr(y, "shape") or y.shape[:1] != x.shape[:1]:
+        found = f"shape {y.shape}" if hasattr(y, "shape") else f"a {type(y).__name__}"
+        raise ValueError(f"module {name}: gives {found}; allowed: one array of shape [{x.shape[0]}, ...]")
+    if jax.tree.structure(after) != jax.tree.structure(state):
+        raise ValueError(f"module {name}: its collections change from call to call; allowed: what keeps its shape")
+
+    def forward(params: Any, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, Any, Any]:
+        # For a derived feedback map the input is all that it must know.
+        y, switches, state = functions.apply(params, context.state, x, context.key)
+        return y, x if own is None else switches, state
+
+    shapes = (tuple(x.shape[1:]), tuple(y.shape[1:]))
+    block = Block(name, *shapes, init=None, forward=forward, dtype=x.dtype)
+    if own is None:
+        return block._replace(init=jax.jit(lambda key: _without_feedback(*functions.init(key, _zeros(x)))))
+    backward = _feedback_function(own)
+
+    def init(key: jax.Array) -> tuple[Any, Any, Any]:
+        own_key, feedback_key = jax.random.split(key)
+        params, state = functions.init(own_key, _zeros(x))
+        _, sown, _ = functions.apply(params, state, _zeros(x), own_key)
+        return params, own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {}), state
+
+    back = jax.eval_shape(lambda key, y, sown: backward(init(key)[1], (y, sown)), key, y, sown)
+    if back.shape != x.shape:
+        raise ValueError(
+            f"module {name}: its feedback {type(own).__name__} gives shape {back.shape} for an output of shape "
+            f"{y.shape}; allowed: {x.shape}, that of the module's input"
+        )
+    return block._replace(init=jax.jit(init), gate=lambda y, switches: (y, switches), project=backward, affine=False)
+
+
+def functions_of(model: Any, name: str) -> Functions:
+    """A model as two pure functions.
+
+    Raises:
+        ValueError: it is none of the kinds of `network_of`.
+    """
+    if isinstance(model, nn.Module):
+        return _of_linen(model)
+    if isinstance(model, nnx.Module):
+        return _of_nnx(model)
+    pair = (model.init, model.apply) if hasattr(model, "init") and hasattr(model, "apply") else model
+    if isinstance(pair, tuple) and len(pair) == 2 and all(map(callable, pair)):
+        return _of_pair(*pair)
+    raise ValueError(
+        f"model {name}: got a {type(model).__name__}; allowed: a Flax module (Linen or NNX), a pair (init, apply), "
+        "OwnFeedback, a Block, or a list of these"
+    )
+
+
+def _of_linen(module: nn.Module) -> Functions:
+    def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+        params_key, other_key = jax.random.split(key)
+        rngs = {"params": params_key, "dropout": other_key}
+        variables = nn.meta.unbox(module.init(rngs, x, **_mode(module, training=True)))
+        params = variables.pop("params", {})
+        call = functools.partial(module.apply, mutable=list(variables), rngs=rngs, **_mode(module, training=True))
+        _, after = jax.eval_shape(call, {"params": params, **variables}, x)
+        # What is sown grows with each call; what is kept doesn't.
+        kept = [
+            collection
+            for collection, values in variables.items()
+            if jax.tree.structure(after.get(collection)) == jax.tree.structure(values)
+        ]
+        return params, {collection: variables[collection] for collection in kept}
+
+    def apply(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
+        variables, mode = {"params": params, **state}, _mode(module, training=key is not None)
+        if key is None:
+            y, after = module.apply(variables, x, mutable=[SWITCHES], **mode)
+            return _wide(y), after.get(SWITCHES, {}), state
+        # Flax falls back to the stream 'params' for those that have another name.
+        rngs = dict(zip(("dropout", "params"), jax.random.split(key), strict=True))
+        y, after = module.apply(variables, x, mutable=[*state, SWITCHES], rngs=rngs, **mode)
+        return _wide(y), after.get(SWITCHES, {}), {collection: after[collection] for collection in state}
+
+    return Functions(init, apply)
+
+
+def _of_nnx(module: nnx.Module) -> Functions:
+    def split(module: nnx.Module):
+        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
+    module = nnx.clone(module)
+    module.eval()
+    in_evaluation, *_ = split(module)
+    module.train()
+    in_training, params_like, rngs_like, state_like = split(module)
+
+    def filled(like: nnx.State, values: Any) -> nnx.State:
+        like = jax.tree.map(lambda leaf: leaf, like)
+        nnx.replace_by_pure_dict(like, values)
+        return like
+
+    def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+        del key, x  # the module has its parameters already
+        return nnx.to_pure_dict(params_like), nnx.to_pure_dict(state_like)
+
+    def apply(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
+        graph, rngs = (in_evaluation, rngs_like) if key is None else (in_training, _reseeded(rngs_like, key))
+        module = nnx.merge(graph, filled(params_like, params), rngs, filled(state_like, state))
+        y = module(x)
+        if key is None:
+            return _wide(y), {}, state
+        return _wide(y), {}, nnx.to_pure_dict(split(module)[3])
+
+    return Functions(init, apply)
+
+
+def _reseeded(rngs: nnx.State, key: jax.Array) -> nnx.State:
+    """NNX's random streams, begun anew from a key."""
+    leaves, structure = jax.tree.flatten(rngs)
+    begun = [
+        jax.random.fold_in(key, index) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros_like(leaf)
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, begun)
+
+
+def _of_pair(init: Callable, apply: Callable) -> Functions:
+    takes_key = len(_positional(apply)) >= 3
+
+    def applied(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
+        return _wide(apply(params, key, x) if takes_key else apply(params, x)), {}, state
+
+    return Functions(lambda key, x: (init(key, x), {}), applied)
+
+
+def _feedback_function(module: nn.Module) -> Callable[[Any, tuple[jax.Array, Any]], jax.Array]:
+    def project(params: Any, h: tuple[jax.Array, Any]) -> jax.Array:
+        return _wide(module.apply({"params": params}, *_arguments(module, *h)))
+
+    return project
+
+
+def _arguments(feedback: nn.Module, y: jax.Array, sown: Any) -> tuple:
+    return (y, sown) if len(_positional(feedback.__call__)) >= 2 else (y,)
+
+
+def _mode(module: nn.Module, training: bool) -> dict[str, bool]:
+    """The arguments by which a module is told whether it is in training."""
+    taken = inspect.signature(module.__call__).parameters
+    return {name: value if training else not value for name, value in TRAINING.items() if name in taken}
+
+
+def _positional(function: Callable) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, value in inspect.signature(function).parameters.items() if value.kind in kinds]
+
+
+def _without_feedback(params: Any, state: Any) -> tuple[Any, None, Any]:
+    return params, None, state
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+
+
+def _wide(y: Any) -> Any:
+    """Outputs in float32 at least, also of a module that computes in bfloat16."""
+    if hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.floating):
+        return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return y
+
+
+def is_network(model: Any) -> bool:
+    """Whether a model is a tuple of blocks."""
+    return isinstance(model, tuple) and bool(model) and all(isinstance(part, Block) for part in model)
+
+
+def _name(model: Any) -> str:
+    if isinstance(model, OwnFeedback):
+        return _name(model.module)
+    if isinstance(model, nn.Module):
+        return model.name or type(model).__name__
+    return type(model).__name__ if isinstance(model, nnx.Module) else "model"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]

@@ -1,0 +1,67 @@
+"""Models by name: Flax modules that come with jaxdtp, and a user's own, from a file or a package."""
+
+import functools
+import importlib
+import inspect
+import runpy
+from typing import Any
+
+from flax import nnx
+
+from jaxdtp.models import residual, resnet, vit
+
+MODULES = {
+    "resnet20": resnet.resnet20,
+    "resnet32": resnet.resnet32,
+    "resnet56": resnet.resnet56,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "vit": vit.ViT,
+    "residual18": residual.residual,
+    "residual34": functools.partial(residual.residual, blocks=(3, 4, 6, 3)),
+}
+"""What makes a model, by name: Flax modules, and the published residual networks, whose stages are blocks."""
+
+
+def load(source: str) -> Any:
+    """What `source`, FILE.py:NAME or PACKAGE.MODULE:NAME, names: a class of Flax modules, or a function.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
+    where, _, name = source.rpartition(":")
+    try:
+        names = runpy.run_path(where) if where.endswith(".py") else vars(importlib.import_module(where))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's file raises, SystemExit too
+        raise ValueError(
+            f"can't load {where or source} ({type(error).__name__}: {error}); allowed: FILE.py:NAME or "
+            "PACKAGE.MODULE:NAME"
+        ) from error
+    if not callable(names.get(name)):
+        raise ValueError(f"got {name!r}, which {where} doesn't define; allowed: a Flax module's class, or a function")
+    return names[name]
+
+
+def make(maker: Any, input_shape: tuple[int, ...], num_classes: int, options: dict[str, Any], seed: int) -> Any:
+    """A model from its class or function: with its options and, if it takes them, input_shape (of one image),
+    num_classes and (NNX) rngs.
+
+    Raises:
+        ValueError: it doesn't take these options.
+    """
+    # The class of an NNX module hides what it takes.
+    of_nnx = isinstance(maker, type) and issubclass(maker, nnx.Module)
+    taken = inspect.signature(maker.__init__ if of_nnx else maker).parameters
+    given = dict(options)
+    for name, value in (("input_shape", input_shape), ("num_classes", num_classes)):
+        if name in taken:
+            given.setdefault(name, value)
+    if "rngs" in taken:
+        given["rngs"] = nnx.Rngs(seed)
+    try:
+        return maker(**given)
+    except TypeError as error:
+        allowed = ", ".join(name for name in taken if name not in ("self", "parent", "name", "rngs"))
+        raise ValueError(f"got {options} ({error}); allowed: {allowed}") from error

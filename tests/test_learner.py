@@ -1,0 +1,191 @@
+"""Any model learns: the library's few lines on models of users, by every rule that means something for them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from sklearn.datasets import load_digits
+
+import jaxdtp
+from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
+
+DIGITS = load_digits()
+IMAGES = (DIGITS.images[..., None] / 16 - 0.3).astype(np.float32)
+IDS, LABELS = DIGITS.images.reshape(-1, 64).astype(np.int32), DIGITS.target
+
+
+def squared_error(outputs, targets):
+    return jnp.mean((outputs - targets) ** 2, axis=(1, 2, 3))
+
+
+MODELS = {
+    "DenseNet": (models.DenseNet(), IMAGES, LABELS),
+    "ConvNeXt": (models.ConvNeXt(), IMAGES, LABELS),
+    "Mixer": (models.Mixer(), IMAGES, LABELS),
+    "Encoder": (models.Encoder(), IDS, LABELS),
+    "Shared": (models.Shared(), IMAGES, LABELS),
+    "UNet": (models.UNet(), IMAGES, IMAGES[:, ::-1]),
+    "Partitioned": (models.Partitioned(), IMAGES, LABELS),
+    "NNX": (models.InNNX(nnx.Rngs(0)), IMAGES, LABELS),
+    "pair": ((models.init, models.apply), IMAGES, LABELS),
+    "blocks": (models.three_blocks(), IMAGES, LABELS),
+}
+
+
+def make(name, optimizer, rule, **settings):
+    model, x, labels = MODELS[name]
+    loss = {"loss": squared_error} if name == "UNet" else {}
+    return jaxdtp.learner(model, optimizer, rule=rule, **loss, **settings), x, labels
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fast_ldrl_learns_as_backprop_does(name):
+    final = {}
+    for rule in ("ldrl_fast", "bp"):
+        schedule = optax.linear_schedule(0.0, 0.003, 40)
+        learner, x, labels = make(name, optax.adam(schedule), rule)
+        state = learner.init(jax.random.key(0), x[:32])
+        losses = []
+        for index in range(120):
+            batch = slice(32 * (index % 40), 32 * (index % 40) + 32)
+            state, metrics = learner.step(state, x[batch], labels[batch], jax.random.key(index))
+            losses.append(float(metrics["loss"]))
+        final[rule] = np.mean(losses[-10:])
+        assert learner.predict(state, x[:7]).shape[0] == 7
+    assert final["bp"] < losses[0]
+    # Where BP has come, within 15 % of the way (the first steps go in directions of their own).
+    assert final["ldrl_fast"] < final["bp"] + 0.15 * (losses[0] - final["bp"])
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "Partitioned"])
+def test_at_equal_weights_the_update_is_backprops(name):
+    steps = {}
+    for rule in ("ldrl_fast", "bp"):
+        learner, x, labels = make(name, optax.sgd(1.0), rule, symmetric=True)
+        x = jnp.asarray(x[:8], None if name == "Encoder" else float)
+        state = jax.tree.map(
+            lambda a: a.astype(float) if a.dtype == jnp.float32 else a, learner.init(jax.random.key(0), x)
+        )
+        new, _ = learner.step(state, x, labels[:8], jax.random.key(1))
+        steps[rule] = jax.tree.map(jnp.subtract, new.forward, state.forward)
+    for ours, theirs in zip(*map(jax.tree.leaves, steps.values()), strict=True):
+        size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(steps["bp"]))
+        np.testing.assert_allclose(ours, theirs, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize("rule", jaxdtp.ALGORITHMS)
+def test_every_rule_trains_blocks_of_modules(rule):
+    """Derived feedback, and a module of its own for one block."""
+    blocks = [models.Lower(), jaxdtp.OwnFeedback(models.Middle(), models.MirroredMiddle()), nn.Dense(10)]
+    learner = jaxdtp.learner(blocks, optax.sgd(0.02), rule=rule, noise_scale=0.1)
+    state, losses = learner.init(jax.random.key(0), IMAGES[:64]), []
+    for index in range(20):
+        state, metrics = learner.step(state, IMAGES[:64], LABELS[:64], jax.random.key(index))
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    # These two feed back something else than a direction of descent, at least at first.
+    assert losses[-1] < losses[0] or rule in ("tp", "inverse_output")
+
+
+def test_finite_noise_ldrl_aligns_derived_feedback():
+    """L-DRL turns the derived feedback of a residual block with LayerNorm towards its transposed Jacobian."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + nn.Dense(12)(nn.elu(nn.Dense(24)(nn.LayerNorm()(x))))
+
+    learner = jaxdtp.learner(
+        [nn.Dense(12), Block(), nn.Dense(4)],
+        optax.sgd(0.0),
+        rule="ldrl",
+        iterations=200,
+        noise_scale=0.1,
+        feedback_optimizer=optax.adam(3e-3),
+    )
+    x = jax.random.normal(jax.random.key(0), (64, 6))
+    state = learner.init(jax.random.key(1), x)
+    block = learner.network(x)[1]
+    hidden = x @ state.forward["Dense_0"]["kernel"] + state.forward["Dense_0"]["bias"]
+
+    def angle(state):
+        found = jaxdtp.jacobian_matching(
+            block, state.forward[block.name], state.feedback[block.name], hidden, jax.random.key(2)
+        )[1]
+        return float(found.value)
+
+    before = angle(state)
+    for index in range(4):
+        state, _ = learner.step(state, x, jnp.arange(64) % 4, jax.random.key(index))
+    assert angle(state) < 0.5 * before
+
+
+def test_batch_statistics_are_the_last_clean_pass_and_used_in_evaluation():
+    learner, x, labels = make("DenseNet", optax.sgd(0.0), "ldrl_fast")
+    state = learner.init(jax.random.key(0), x[:32])
+    new, _ = learner.step(state, x[:32], labels[:32], jax.random.key(1))
+    module, params = models.DenseNet(), state.forward["DenseNet"]
+    variables = {"params": params, **state.model["DenseNet"]}
+    _, after = module.apply(variables, x[:32], train=True, mutable=["batch_stats"])
+    for ours, theirs in zip(*map(jax.tree.leaves, (new.model["DenseNet"], dict(after))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    expected = module.apply({"params": params, **new.model["DenseNet"]}, x[:32], train=False)
+    np.testing.assert_allclose(learner.predict(new, x[:32]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_assertions_take_modules():
+    module, x = models.Shared(), jax.random.normal(jax.random.key(0), (6, 5))
+    f = lambda params, x: module.apply({"params": params}, x)  # noqa: E731
+    params = module.init(jax.random.key(1), x)["params"]
+    equal = jaxdtp.init_feedback(f, params, x, jax.random.key(2), symmetric=True)
+    other = jaxdtp.init_feedback(f, params, x, jax.random.key(2))
+    labels = jnp.arange(6)
+    assert_jacobian_matches_transpose(module, (params, equal), x, max_degrees=1e-6, max_relative_error=1e-8)
+    assert_updates_match_backprop(module, (params, equal), (x, labels), max_degrees=1e-6, max_relative_error=1e-8)
+    with pytest.raises(AssertionError, match="block Shared: the angle between J_G and J_F"):
+        assert_jacobian_matches_transpose(module, (params, other), x, max_degrees=1)
+    with pytest.raises(AssertionError, match=r"block Shared, Dense_1\.kernel: angle of update"):
+        assert_updates_match_backprop(module, (params, other), (x, labels), max_degrees=1)
+
+
+class Wrong(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.kind == "two outputs":
+            return x, x
+        if self.kind == "no batch":
+            return jnp.ones(3)
+        return nn.Dropout(0.5)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Wrong("two outputs"), "module Wrong: gives a tuple"),
+        (Wrong("no batch"), r"module Wrong: gives shape \(3,\)"),
+        (Wrong("undecided"), "module Wrong: can't be called"),
+        ([nn.Dense(3), nn.Conv(2, (9, 9, 9, 9))], "module Conv_1: can't be called with an input of shape"),
+        ("model", "model model: got a str; allowed: a Flax module"),
+        (jaxdtp.OwnFeedback(models.Middle(), nn.Dense(3)), r"its feedback Dense gives shape .*allowed: \(2, 8, 8, 1\)"),
+        ([], "model: got blocks named nothing"),
+    ],
+)
+def test_bad_models_are_named(model, words):
+    with pytest.raises(ValueError, match=words) as error:
+        jaxdtp.learner(model, optax.sgd(0.1)).init(jax.random.key(0), IMAGES[:2])
+    assert "\n" not in str(error.value)
+
+
+def test_bad_rules_are_named():
+    with pytest.raises(ValueError, match="rule: got 'magic'; allowed: ldrl, "):
+        jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="magic")
+    with pytest.raises(ValueError, match="rule: got 'ldrl', which feeds targets from block to block"):
+        jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="ldrl").init(jax.random.key(0), IMAGES[:2])
