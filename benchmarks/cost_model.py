@@ -22,7 +22,7 @@ from benchmarks.steps import CLASSES, IMAGE
 from jaxdtp.build import build_network, build_settings
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import probe_shape
-from jaxdtp.learning.step import init_state
+from jaxdtp.learning.state import init_state
 from jaxdtp.models.blocks import Block, example_of
 
 NUMBER = 4

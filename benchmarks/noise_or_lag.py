@@ -23,7 +23,7 @@ from jaxdtp.build import build_network, build_preprocessing, build_settings, ste
 from jaxdtp.config import resolve
 from jaxdtp.epoch import normalise
 from jaxdtp.learning import paths
-from jaxdtp.learning.step import Settings, init_state
+from jaxdtp.learning.state import Settings, init_state
 from jaxdtp.learning.targets import (
     cross_entropy,
     difference_target,

@@ -30,7 +30,8 @@ from benchmarks.record import RESULTS, origin
 from benchmarks.steps import CLASSES, IMAGE, configure
 from configs import cifar10_vgg, cifar10_vgg_fast
 from jaxdtp.build import build_network, build_settings
-from jaxdtp.learning import step
+from jaxdtp.learning.state import init_state
+from jaxdtp.learning.train_feedback import trained_blocks
 from jaxdtp.parallel import AXES, Parallel, divide_batch
 from jaxdtp.plots import plt, style
 
@@ -60,21 +61,21 @@ def lower_step(
     settings = build_settings(config, network, steps_per_epoch=1)
     grid = jax.sharding.Mesh(np.array(devices).reshape(mesh), AXES, axis_types=(AxisType.Auto,) * 2)
     owner = {name: number for number, names in enumerate(groups) for name in names}
-    owners = tuple(owner[name] for name in step.trained_blocks(network, settings)) if mesh.layers > 1 else ()
+    owners = tuple(owner[name] for name in trained_blocks(network, settings)) if mesh.layers > 1 else ()
     settings = settings._replace(parallel=Parallel(grid, owners))
 
-    def train_step(state, images, labels, key):
+    def step(state, images, labels, key):
         images, labels = divide_batch(grid, (images, labels))
-        return step.train_step(network, settings, state, images, labels, key)
+        return train_step(network, settings, state, images, labels, key)
 
     def arguments():
         key = jax.random.key(0)
         batch = config.batch_size
-        return step.init_state(network, settings, key), jnp.zeros((batch, *IMAGE)), jnp.zeros(batch, int), key
+        return init_state(network, settings, key), jnp.zeros((batch, *IMAGE)), jnp.zeros(batch, int), key
 
     replicated = NamedSharding(grid, PartitionSpec())
     with jax.default_matmul_precision(config.matmul_precision):
-        traced = jax.jit(train_step, in_shardings=replicated, out_shardings=replicated).trace(
+        traced = jax.jit(step, in_shardings=replicated, out_shardings=replicated).trace(
             *jax.eval_shape(arguments)
         )
     return traced.lower(lowering_platforms=("tpu",))

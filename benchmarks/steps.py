@@ -14,8 +14,9 @@ from jaxdtp.build import build_network, build_settings
 from jaxdtp.config import resolve
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import probe_shape
-from jaxdtp.learning.step import init_state, train_step
-from jaxdtp.models.convolution import slow_in_loops
+from jaxdtp.learning.state import init_state
+from jaxdtp.learning.step import train_step
+from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS, Network
 
 IMAGE = (32, 32, 3)

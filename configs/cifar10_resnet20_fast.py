@@ -19,5 +19,4 @@ def get_config():
     config.forward.schedule = "step"
     config.forward.schedule_milestones = (81, 122)
     config.feedback.batch_share = (0.25,)  # of each batch, that a layer is probed with at most
-    config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

@@ -19,5 +19,4 @@ def get_config():
     config.forward.weight_decay = 5e-4
     config.forward.schedule_epochs = 100
     config.feedback.batch_share = (0.125,)  # of each batch, that a layer is probed with at most
-    config.when.bp = {"forward": {"warmup_steps": 0}}
     return config

@@ -12,7 +12,8 @@ from jaxdtp.learning.feedback import FeedbackTraining, Noise
 from jaxdtp.learning.layers import init_feedback, match_feedback
 from jaxdtp.learning.learner import Learner, learner
 from jaxdtp.learning.paths import Path, consecutive, direct, direct_through_hidden
-from jaxdtp.learning.step import Settings, TrainState, classification_metrics, init_state, train_step
+from jaxdtp.learning.state import Settings, TrainState, init_state
+from jaxdtp.learning.step import classification_metrics, train_step
 from jaxdtp.models.blocks import Block, Pass, Units, conv_block, dense_block
 from jaxdtp.models.modules import OwnFeedback, network_of
 from jaxdtp.models.networks import Network, lenet, logits, mlp, vgg

@@ -9,7 +9,8 @@ import jax
 
 from jaxdtp.learning.feedback import examples_of
 from jaxdtp.learning.paths import along_paths
-from jaxdtp.learning.step import Settings, TrainState, bind, block_probes, train_one_block, train_one_feedback
+from jaxdtp.learning.state import Settings, TrainState, bind
+from jaxdtp.learning.train_feedback import block_probes, train_one_block, train_one_feedback
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
 from jaxdtp.models.networks import Network

@@ -10,15 +10,17 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxdtp import hosts, optimizers, parallel
+from jaxdtp.allowed import FOR_BLOCKS, LARGEST, LARGEST_INT32
 from jaxdtp.balance import balance, feedback_seconds
-from jaxdtp.config import FOR_BLOCKS, LARGEST, LARGEST_INT32, ConfigError, one_line, shown
+from jaxdtp.config import ConfigError, one_line, shown
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.learning import inverse, paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.feedback import FeedbackTraining
 from jaxdtp.learning.paths import Paths
-from jaxdtp.learning.step import LayerTraining, Settings, TrainState, init_state, trained_blocks
+from jaxdtp.learning.state import LayerTraining, Settings, TrainState, init_state
+from jaxdtp.learning.train_feedback import trained_blocks
 from jaxdtp.models import own
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
 from jaxdtp.models.modules import network_of

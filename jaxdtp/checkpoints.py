@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from jaxdtp.config import ConfigError, one_line
 from jaxdtp.hosts import StorageError
-from jaxdtp.learning.step import TrainState
+from jaxdtp.learning.state import TrainState
 
 NEWEST = 2
 ABOUT = "about.json"

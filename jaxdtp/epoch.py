@@ -13,20 +13,8 @@ from jaxdtp.alignment import gauss_newton_targets, match_jacobian, target_matchi
 from jaxdtp.data import Examples
 from jaxdtp.learning.paths import bind as bind_paths
 from jaxdtp.learning.paths import derive
-from jaxdtp.learning.step import (
-    Metrics,
-    Settings,
-    TrainState,
-    all_targets,
-    backprop_gradients,
-    bind,
-    classification_metrics,
-    error_gradients,
-    init_state,
-    train_all_feedback,
-    train_all_layers,
-)
-from jaxdtp.learning.targets import local_gradients
+from jaxdtp.learning.state import Settings, TrainState, bind, init_state
+from jaxdtp.learning.step import Metrics, backprop_gradients, classification_metrics, learn
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
@@ -242,34 +230,31 @@ def measure_alignment(
     images = normalise(preprocessing, images)
     noise_key, probe_key = jax.random.split(key)
     bound = bind(network, state, noise_key)
-    passes = networks.forward_passes(bound, state.forward, images)
-    exact = backprop_gradients(bound, state.forward, images, labels)
+    learned = learn(network, settings, state, images, labels, noise_key)
+    feedback = state.feedback if algorithm.simultaneous else learned.feedback
     measured = {}
     if algorithm.target_rule:
-        feedback = state.feedback
-        if not algorithm.simultaneous:
-            feedback, _, _ = train_all_feedback(network, settings, state, passes, noise_key)
-        targets, _ = all_targets(bound, settings, state.forward, feedback, passes, labels)
-        updates = local_gradients(bound, state.forward, passes, targets)
         ways = bind_paths(settings.paths, bound, state.forward)
-        measuring = [(way.block, state.forward, clean.input) for way, clean in zip(ways, passes[1:], strict=True)]
+        measuring = [
+            (way.block, state.forward, clean.input) for way, clean in zip(ways, learned.passes[1:], strict=True)
+        ]
         if gauss_newton:
-            references = gauss_newton_targets(bound, state.forward, passes, targets[-1], GAUSS_NEWTON_DAMPING)
-            to_gauss_newton = target_matching(network, passes, targets, references)
+            target = learned.targets[-1]
+            references = gauss_newton_targets(bound, state.forward, learned.passes, target, GAUSS_NEWTON_DAMPING)
+            to_gauss_newton = target_matching(network, learned.passes, learned.targets, references)
             measured["gauss_newton_angle"] = {name: of_block.angle for name, of_block in to_gauss_newton.items()}
     else:
-        feedback, _ = train_all_layers(network, settings, state, len(images), noise_key)
-        updates, _, _ = error_gradients(bound, settings, state.forward, feedback, images, labels)
         measuring = [
             (derive(block, state.forward[block.name]), state.forward[block.name], clean.input)
-            for block, clean in zip(bound, passes, strict=True)
+            for block, clean in zip(bound, learned.passes, strict=True)
             if jnp.issubdtype(clean.input.dtype, jnp.floating)
         ]
     jacobians = {
         block.name: match_jacobian(block, params, feedback[block.name], x, probe_key, probes)
         for block, params, x in measuring
     }
-    matches = updates_matching(jax.tree.map(lambda update: update / settings.beta, updates), exact)
+    exact = backprop_gradients(bound, state.forward, images, labels)
+    matches = updates_matching(jax.tree.map(lambda update: update / settings.beta, learned.gradients), exact)
     return (
         measured
         | matches

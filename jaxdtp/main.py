@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxdtp import hosts
-from jaxdtp.config import RULES, ConfigError, check_key, default_config, described, one_line, resolve, shown
+from jaxdtp.allowed import RULES
+from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.hosts import StorageError
 from jaxdtp.reports import summary_table
 from jaxdtp.rounds import DivergedError

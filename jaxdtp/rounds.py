@@ -17,8 +17,9 @@ from jaxdtp.config import ConfigError
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed, Window
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.learning.step import Metrics, Settings, TrainState, feedback_step, train_step
-from jaxdtp.models.convolution import slow_in_loops
+from jaxdtp.learning.state import Settings, TrainState
+from jaxdtp.learning.step import Metrics, feedback_step, train_step
+from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, replicate
 from jaxdtp.signals import StoppedError

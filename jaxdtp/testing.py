@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdtp import alignment
+from jaxdtp.alignment.jacobians import with_own_feedback
+from jaxdtp.alignment.updates import by_layers
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.models.blocks import Block, Parameters, feedback
@@ -114,7 +116,7 @@ def assert_updates_match_backprop(
     forward, feedback_params = (by_block(network, side) for side in params)
     x = images
     for block in network:
-        mirrored = paths is None and not alignment.by_layers(network, target_rule)
+        mirrored = paths is None and not by_layers(network, target_rule)
         x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
     arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
@@ -167,7 +169,7 @@ def _assert_mirrored(
     if x.shape != input_shape:
         raise AssertionError(f"block {block.name}: x is {x.shape}; expected {input_shape}, the block's input_shape")
     expected = f"expected {output_shape}, the block's output_shape"
-    own = alignment.with_own_feedback(block, forward_params)
+    own = with_own_feedback(block, forward_params)
     y, switches, _ = _shape_of(f"block {block.name}: forward", expected, own.forward, forward_params, x)
     if y.shape != output_shape:
         raise AssertionError(f"block {block.name}: forward gives {y.shape}; {expected}")
@@ -193,7 +195,7 @@ def _jacobian_unit_errors(
 ) -> tuple[jax.Array, jax.Array]:
     """For each output unit, [outputs], over the batch: squared distance of its column of J_G from its row of J_F, and
     the row's squared norm."""
-    block = alignment.with_own_feedback(block, forward_params)
+    block = with_own_feedback(block, forward_params)
     y, pull_back, switches = jax.vjp(lambda x: block.forward(forward_params, x)[:2], x, has_aux=True)
 
     def squares(unit):

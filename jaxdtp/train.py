@@ -28,7 +28,9 @@ from jaxdtp.claim import check, claim
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
-from jaxdtp.learning.step import Metrics, Settings, TrainState, init_state, layer_parameters, trained_blocks
+from jaxdtp.learning.state import Settings, TrainState, init_state
+from jaxdtp.learning.step import Metrics
+from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, make_mesh, replicate
 from jaxdtp.rounds import Progress, Run, round_at, train_round

@@ -15,7 +15,7 @@ import pytest
 from jaxdtp import checkpoints, data, main
 from jaxdtp.build import build_network, build_settings, steps_in_epoch
 from jaxdtp.config import default_config, resolve
-from jaxdtp.learning.step import init_state
+from jaxdtp.learning.state import init_state
 
 ROOT = Path(__file__).parents[1]
 TIMINGS = ("seconds", "images_per_second")

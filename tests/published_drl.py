@@ -14,7 +14,7 @@ from published import DIRECTORY
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.feedback import FeedbackTraining, Noise
-from jaxdtp.learning.step import Settings, TrainState
+from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Units
 

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from jaxdtp import main
+from jaxdtp.allowed import GROUPS, RULES
 from jaxdtp.build import build_network, build_preprocessing, build_settings, check_memory
-from jaxdtp.config import GROUPS, RULES, ConfigError, default_config, flatten, resolve
+from jaxdtp.config import ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Examples
 from jaxdtp.epoch import Fixed, measure_alignment, train_steps, zero_metrics
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.learning.step import feedback_step, init_state, train_step
+from jaxdtp.learning.state import init_state
+from jaxdtp.learning.step import feedback_step, train_step
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.models.networks import NETWORKS
 from jaxdtp.models.pooling import SHARED_MAXIMA

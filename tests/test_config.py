@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from jaxdtp.allowed import FOR_LAYERS, RULES
 from jaxdtp.build import build_network, build_settings, check_memory, steps_in_epoch
-from jaxdtp.config import FOR_LAYERS, RULES, ConfigError, default_config, flatten, resolve
+from jaxdtp.config import ConfigError, default_config, flatten, resolve
 from jaxdtp.data import Dataset, Split
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.learning.step import init_state
+from jaxdtp.learning.state import init_state
 from jaxdtp.optimizers import schedule
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 import jaxdtp
-from jaxdtp.learning.derived import layers_of, parameter_names
+from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import draw_probes, match_layers
+from jaxdtp.learning.values import parameter_names
 
 F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 

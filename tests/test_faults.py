@@ -19,7 +19,7 @@ from jaxdtp import checkpoints
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.config import ConfigError
 from jaxdtp.hosts import StorageError
-from jaxdtp.learning.step import TrainState
+from jaxdtp.learning.state import TrainState
 
 # Streamed batch by batch, so that a step is a call of its own, and signals stop a run within an epoch.
 SHORT = ("--config.num_epochs=2", "--config.batch_size=8", "--config.dataset.device_megabytes=0")

@@ -15,7 +15,8 @@ from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import copy_signs, match_layers, mirror_layers
-from jaxdtp.learning.step import LayerTraining, Settings, error_gradients, init_state, train_step
+from jaxdtp.learning.state import LayerTraining, Settings, init_state
+from jaxdtp.learning.step import error_gradients, train_step
 from jaxdtp.learning.targets import (
     cross_entropy,
     first_order_target,

@@ -11,6 +11,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 import jaxdtp
+from jaxdtp.learning.targets import cross_entropy
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
 
 DIGITS = load_digits()
@@ -68,9 +69,7 @@ def test_at_equal_weights_the_update_is_backprops(name):
     for rule in ("ldrl_fast", "bp"):
         learner, x, labels = make(name, optax.sgd(1.0), rule, symmetric=True)
         x = jnp.asarray(x[:8], None if name == "Encoder" else float)
-        state = jax.tree.map(
-            lambda a: a.astype(float) if a.dtype == jnp.float32 else a, learner.init(jax.random.key(0), x)
-        )
+        state = learner.init(jax.random.key(0), x)
         new, _ = learner.step(state, x, labels[:8], jax.random.key(1))
         steps[rule] = jax.tree.map(jnp.subtract, new.forward, state.forward)
     for ours, theirs in zip(*map(jax.tree.leaves, steps.values()), strict=True):
@@ -138,6 +137,30 @@ def test_batch_statistics_are_the_last_clean_pass_and_used_in_evaluation():
     np.testing.assert_allclose(learner.predict(new, x[:32]), expected, rtol=1e-4, atol=1e-5)
 
 
+class Norm(nn.Module):
+    """Is told by a field whether it is in training."""
+
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=not self.train)(x)
+
+
+@pytest.mark.parametrize("norm", [Norm(), nn.BatchNorm(), nn.BatchNorm(use_running_average=False)])
+def test_modules_are_told_by_fields_too(norm):
+    learner = jaxdtp.learner([nn.Dense(6), norm, nn.Dense(4)], optax.sgd(0.1))
+    x = 3 + jax.random.normal(jax.random.key(0), (32, 5))
+    state = learner.init(jax.random.key(1), x)
+    for index in range(300):
+        state, _ = learner.step(state, x, jnp.arange(32) % 4, jax.random.key(index))
+    in_training = learner.step(state, x, jnp.arange(32) % 4, jax.random.key(0))[1]["loss"]
+    in_evaluation = jnp.mean(cross_entropy(learner.predict(state, x), jnp.arange(32) % 4))
+    np.testing.assert_allclose(in_evaluation, in_training, rtol=0.05)
+    alone = learner.predict(state, x[:1])  # batch statistics of one example would leave nothing of it
+    np.testing.assert_allclose(alone, learner.predict(state, x)[:1], atol=1e-5)
+
+
 @pytest.mark.usefixtures("_float64")
 def test_assertions_take_modules():
     module, x = models.Shared(), jax.random.normal(jax.random.key(0), (6, 5))
@@ -163,6 +186,8 @@ class Wrong(nn.Module):
             return x, x
         if self.kind == "no batch":
             return jnp.ones(3)
+        if self.kind == "noisy":
+            return x + jax.random.normal(self.make_rng("noise"), x.shape)
         return nn.Dropout(0.5)(x)
 
 
@@ -172,6 +197,7 @@ class Wrong(nn.Module):
         (Wrong("two outputs"), "module Wrong: gives a tuple"),
         (Wrong("no batch"), r"module Wrong: gives shape \(3,\)"),
         (Wrong("undecided"), "module Wrong: can't be called"),
+        (Wrong("noisy"), r"module Wrong: can't be called with an input of shape \(2, 8, 8, 1\) in evaluation"),
         ([nn.Dense(3), nn.Conv(2, (9, 9, 9, 9))], "module Conv_1: can't be called with an input of shape"),
         ("model", "model model: got a str; allowed: a Flax module"),
         (jaxdtp.OwnFeedback(models.Middle(), nn.Dense(3)), r"its feedback Dense gives shape .*allowed: \(2, 8, 8, 1\)"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jaxdtp import build
 from jaxdtp.balance import balance
 from jaxdtp.config import ConfigError, default_config, resolve
-from jaxdtp.learning.step import init_state
+from jaxdtp.learning.state import init_state
 
 TRAIN = """
 import json, sys
@@ -24,19 +25,22 @@ from jax.sharding import AxisType, Mesh
 from jaxdtp import build, data, epoch
 from jaxdtp.config import default_config, resolve
 from jaxdtp.parallel import AXES, Parallel, divide_rows, replicate
-from jaxdtp.learning.step import init_state, train_step
+from jaxdtp.learning.state import init_state
+from jaxdtp.learning.step import train_step
 
-algorithm, channels, precision, meshes = json.loads(sys.argv[1])
+algorithm, model, precision, meshes = json.loads(sys.argv[1])
+own, channels = (model, ()) if isinstance(model, str) else ("", model)
 config = default_config()
+config.network.module = own
 config.algorithm, config.batch_size, config.float64 = algorithm, 32, precision == "float64"
 config.network.name, config.network.channels = "lenet" if channels else "mlp", tuple(channels)
 config.network.hidden = (16,) if channels else (32, 16)
 config.dataset.crop_padding = 1
 config.forward.warmup_steps = 5
 config.feedback.iterations, config.feedback.learning_rate = (2,), (0.02,)
-config.feedback.batch_share = (0.3, 1.0, 0.5) if channels else (0.3, 1.0)
-if algorithm == "ldrl_fast":
-    config.feedback.batch_share = (0.3,)
+config.feedback.batch_share = (0.3,)
+if algorithm != "ldrl_fast":
+    config.feedback.batch_share = (0.3, 1.0, 0.5) if channels else (0.3, 1.0)
 config.target.scale_by_influence = algorithm == "inverse"
 config = resolve(config)
 with jax.enable_x64(config.float64):
@@ -59,12 +63,12 @@ with jax.enable_x64(config.float64):
         placed = replicate(mesh, (order, jax.random.key(1), start, totals))
         state, totals, done = epoch.train_steps(fixed, examples, *placed, 0, 20)
         assert int(done) == 20
-        results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state.forward, state.feedback))])
+        results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state.forward, state.feedback, state.model))])
 distances = [
     max(float(np.linalg.norm(a - b) / np.linalg.norm(a)) for a, b in zip(results[0], other, strict=True) if a.any())
     for other in results
 ]
-initial = jax.tree.leaves((start.forward, start.feedback))
+initial = jax.tree.leaves((start.forward, start.feedback, start.model))
 moved = [float(np.linalg.norm(a - np.asarray(b))) for a, b in zip(results[0], initial, strict=True)]
 print(json.dumps([distances, moved]))
 """
@@ -73,10 +77,10 @@ ALONE = [(1, 1), ()]
 MESHES = [ALONE, [(8, 1), ()], [(3, 1), ()], [(1, 2), (0, 1, 0)], [(2, 3), (2, 0, 1)]]
 
 
-def distances(algorithm, channels, precision, meshes):
+def distances(algorithm, model, precision, meshes):
     """The largest relative distance of any parameter, after 20 steps on each mesh, to those of the first mesh."""
     environment = stand_in.environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    script = [sys.executable, "-c", TRAIN, json.dumps([algorithm, channels, precision, meshes])]
+    script = [sys.executable, "-c", TRAIN, json.dumps([algorithm, model, precision, meshes])]
     result = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == 0, result.stderr
     found, moved = json.loads(result.stdout)
@@ -103,6 +107,16 @@ slow = pytest.mark.slow
 def test_parameters_are_the_same_on_any_mesh(algorithm, channels, precision, limit):
     meshes = MESHES if channels else [ALONE, [(8, 1), ()], [(3, 2), (0, 1)]]
     assert max(distances(algorithm, channels, precision, meshes)) < limit
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "precision", "limit"),
+    [("ldrl_fast", "float64", 1e-12), pytest.param("bp", "float32", 1e-5, marks=slow)],
+)
+def test_batch_statistics_are_those_of_the_whole_batch(algorithm, precision, limit):
+    """Of a Flax model with BatchNorm."""
+    model = f"{Path(__file__).parent}/models.py:DenseNet"
+    assert max(distances(algorithm, model, precision, [ALONE, [(8, 1), ()]])) < limit
 
 
 @pytest.mark.slow

@@ -17,15 +17,8 @@ from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, train_feedback
 from jaxdtp.learning.layers import draw_probes
-from jaxdtp.learning.step import (
-    LayerTraining,
-    Settings,
-    backprop_gradients,
-    classification_metrics,
-    error_gradients,
-    init_state,
-    train_step,
-)
+from jaxdtp.learning.state import LayerTraining, Settings, init_state
+from jaxdtp.learning.step import backprop_gradients, classification_metrics, error_gradients, train_step
 from jaxdtp.learning.targets import (
     cross_entropy,
     difference_target,

@@ -21,6 +21,7 @@ import optax
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import difference_target
 from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback_difference
+from jaxdtp.models.loops import fast_in_loops
 from jaxdtp.models.networks import NetworkParameters
 
 
@@ -186,10 +187,14 @@ def train_feedback(
     Returns the weights, the optimizer's state and the loss averaged over the iterations.
     """
 
+    @fast_in_loops
+    def update(params, state, noise):
+        return feedback_update(rule, training.optimizer, block, params, state, forward, clean, noise)
+
     def iterate(index, carry):
         params, state, total = carry
         noise = draw_noise(jax.random.fold_in(key, index), training.noise_scale, clean)
-        params, state, value = feedback_update(rule, training.optimizer, block, params, state, forward, clean, noise)
+        params, state, value = update(params, state, noise)
         return params, state, total + value
 
     start = (feedback_params, optimizer_state, jnp.zeros((), clean.input.dtype))

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdtp.learning.derived import Function, Layer, layers_of
+from jaxdtp.learning.derived import Function, layers_of
+from jaxdtp.learning.walk import Layer
 
 Layers = list[Layer]
 LayerRule = Callable[

@@ -16,7 +16,8 @@ import optax
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.feedback import FeedbackTraining
-from jaxdtp.learning.step import LayerTraining, Metrics, Settings, TrainState, init_state, train_step
+from jaxdtp.learning.state import LayerTraining, Settings, TrainState, init_state
+from jaxdtp.learning.step import Metrics, train_step
 from jaxdtp.learning.targets import Loss, cross_entropy
 from jaxdtp.models import networks
 from jaxdtp.models.modules import network_of

@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend import core
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
@@ -57,27 +56,6 @@ def conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
         [batch, height, width, in_channels].
     """
     return _conv_transpose.bind(y, kernel)
-
-
-def slow_in_loops(program: core.ClosedJaxpr) -> bool:
-    """Whether a program is to be called again and again, rather than put into a loop: XLA computes the gradients of
-    plain convolutions 20 to 60 times slower there on the CPU (jaxlib 0.10), but not those of `conv`."""
-
-    def has_plain(jaxpr: core.Jaxpr) -> bool:
-        return any(
-            equation.primitive.name == "conv_general_dilated" or any(map(has_plain, _inside(equation)))
-            for equation in jaxpr.eqns
-        )
-
-    return jax.default_backend() == "cpu" and has_plain(program.jaxpr)
-
-
-def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    values = (
-        value for param in equation.params.values() for value in (param if isinstance(param, tuple) else (param,))
-    )
-    closed = (value.jaxpr if isinstance(value, core.ClosedJaxpr) else value for value in values)
-    return [value for value in closed if isinstance(value, core.Jaxpr)]
 
 
 def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:

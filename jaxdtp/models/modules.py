@@ -25,7 +25,7 @@ SWITCHES = "switches"
 """The collection into which a Linen module sows what its feedback module is to know of a pass."""
 
 TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
-"""Arguments that tell a module whether it is in training, and what they are then."""
+"""Fields or arguments that tell a Linen module whether it is in training, and what they are then."""
 
 
 class OwnFeedback(NamedTuple):
@@ -119,37 +119,43 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     own = model.feedback if isinstance(model, OwnFeedback) else None
     functions = functions_of(model.module if own is not None else model, name)
     key = jax.random.key(0)
-    try:
-        params, state = jax.eval_shape(functions.init, key, x)
-        y, sown, after = jax.eval_shape(functions.apply, params, state, x, key)
-        jax.eval_shape(lambda *operands: functions.apply(*operands, None), params, state, x)
-    except Exception as error:  # whatever the user's module raises
-        raise ValueError(
-            f"module {name}: can't be called with an input of shape {x.shape} ({type(error).__name__}: "
-            f"{_first_line(error)}); allowed: one array to one array, of shape [batch, ...]"
-        ) from error
+    called = f"module {name}: can't be called with an input of shape {x.shape}"
+    allowed = "one array to one array, of shape [batch, ...]"
+    params, state = _shapes(called, allowed, functions.init, key, x)
+    y, sown, after = _shapes(called, allowed, functions.apply, params, state, x, key)
     if not hasattr(y, "shape") or y.shape[:1] != x.shape[:1]:
         found = f"shape {y.shape}" if hasattr(y, "shape") else f"a {type(y).__name__}"
         raise ValueError(f"module {name}: gives {found}; allowed: one array of shape [{x.shape[0]}, ...]")
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(f"module {name}: its collections change from call to call; allowed: what keeps its shape")
+    in_evaluation = lambda *operands: functions.apply(*operands, None)  # noqa: E731
+    allowed = "no other collections and random numbers than in training; it is told by a field or an argument "
+    _shapes(f"{called} in evaluation", allowed + ", ".join(TRAINING), in_evaluation, params, state, x)
 
     def forward(params: Any, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, Any, Any]:
         # For a derived feedback map the input is all that it must know.
         y, switches, state = functions.apply(params, context.state, x, context.key)
+        state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, context.state)
         return y, x if own is None else switches, state
 
     shapes = (tuple(x.shape[1:]), tuple(y.shape[1:]))
     block = Block(name, *shapes, init=None, forward=forward, dtype=x.dtype)
     if own is None:
-        return block._replace(init=jax.jit(lambda key: _without_feedback(*functions.init(key, _zeros(x)))))
+
+        @jax.jit
+        def init_without_feedback(key: jax.Array) -> tuple[Any, None, Any]:
+            params, state = _in_precision(functions.init(key, _zeros(x)))
+            return params, None, state
+
+        return block._replace(init=init_without_feedback)
     backward = _feedback_function(own)
 
     def init(key: jax.Array) -> tuple[Any, Any, Any]:
         own_key, feedback_key = jax.random.split(key)
-        params, state = functions.init(own_key, _zeros(x))
+        params, state = _in_precision(functions.init(own_key, _zeros(x)))
         _, sown, _ = functions.apply(params, state, _zeros(x), own_key)
-        return params, own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {}), state
+        feedback = own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {})
+        return params, _in_precision(feedback), state
 
     back = jax.eval_shape(lambda key, y, sown: backward(init(key)[1], (y, sown)), key, y, sown)
     if back.shape != x.shape:
@@ -180,12 +186,14 @@ def functions_of(model: Any, name: str) -> Functions:
 
 
 def _of_linen(module: nn.Module) -> Functions:
+    (in_training, training), (in_evaluation, evaluation) = (_in_mode(module, training) for training in (True, False))
+
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
         params_key, other_key = jax.random.split(key)
         rngs = {"params": params_key, "dropout": other_key}
-        variables = nn.meta.unbox(module.init(rngs, x, **_mode(module, training=True)))
+        variables = nn.meta.unbox(in_training.init(rngs, x, **training))
         params = variables.pop("params", {})
-        call = functools.partial(module.apply, mutable=list(variables), rngs=rngs, **_mode(module, training=True))
+        call = functools.partial(in_training.apply, mutable=list(variables), rngs=rngs, **training)
         _, after = jax.eval_shape(call, {"params": params, **variables}, x)
         # What is sown grows with each call; what is kept doesn't.
         kept = [
@@ -196,13 +204,13 @@ def _of_linen(module: nn.Module) -> Functions:
         return params, {collection: variables[collection] for collection in kept}
 
     def apply(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
-        variables, mode = {"params": params, **state}, _mode(module, training=key is not None)
+        variables = {"params": params, **state}
         if key is None:
-            y, after = module.apply(variables, x, mutable=[SWITCHES], **mode)
+            y, after = in_evaluation.apply(variables, x, mutable=[SWITCHES], **evaluation)
             return _wide(y), after.get(SWITCHES, {}), state
         # Flax falls back to the stream 'params' for those that have another name.
         rngs = dict(zip(("dropout", "params"), jax.random.split(key), strict=True))
-        y, after = module.apply(variables, x, mutable=[*state, SWITCHES], rngs=rngs, **mode)
+        y, after = in_training.apply(variables, x, mutable=[*state, SWITCHES], rngs=rngs, **training)
         return _wide(y), after.get(SWITCHES, {}), {collection: after[collection] for collection in state}
 
     return Functions(init, apply)
@@ -268,10 +276,13 @@ def _arguments(feedback: nn.Module, y: jax.Array, sown: Any) -> tuple:
     return (y, sown) if len(_positional(feedback.__call__)) >= 2 else (y,)
 
 
-def _mode(module: nn.Module, training: bool) -> dict[str, bool]:
-    """The arguments by which a module is told whether it is in training."""
-    taken = inspect.signature(module.__call__).parameters
-    return {name: value if training else not value for name, value in TRAINING.items() if name in taken}
+def _in_mode(module: nn.Module, training: bool) -> tuple[nn.Module, dict[str, bool]]:
+    """The module that knows whether it is in training, by its fields, and the arguments that tell it otherwise."""
+    values = {name: value if training else not value for name, value in TRAINING.items()}
+    fields, taken = type(module).__dataclass_fields__, inspect.signature(module.__call__).parameters
+    told = {name: value for name, value in values.items() if name in fields}
+    arguments = {name: value for name, value in values.items() if name in taken and name not in fields}
+    return module.clone(**told) if told else module, arguments
 
 
 def _positional(function: Callable) -> list[str]:
@@ -279,8 +290,18 @@ def _positional(function: Callable) -> list[str]:
     return [name for name, value in inspect.signature(function).parameters.items() if value.kind in kinds]
 
 
-def _without_feedback(params: Any, state: Any) -> tuple[Any, None, Any]:
-    return params, None, state
+def _in_precision(variables: Any) -> Any:
+    """Variables in float64 where that is asked for: modules make them in float32 unless told otherwise."""
+    double = jnp.zeros(()).dtype
+    return jax.tree.map(lambda leaf: leaf.astype(double) if leaf.dtype == jnp.float32 else leaf, variables)
+
+
+def _shapes(called: str, allowed: str, function: Callable, *args: Any) -> Any:
+    """Shapes and types of what a function of the user's gives."""
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:  # whatever it raises
+        raise ValueError(f"{called} ({type(error).__name__}: {_first_line(error)}); allowed: {allowed}") from error
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> Any:

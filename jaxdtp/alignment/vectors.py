@@ -1,0 +1,44 @@
+"""How far arrays, seen as vectors, are from each other."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Match(NamedTuple):
+    """How far one vector is from another.
+
+    Attributes:
+        angle: degrees, 0 to 180.
+        cosine: of that angle.
+        ratio: |vector| / |reference|.
+        distance: |vector - reference| / |reference|.
+    """
+
+    angle: jax.Array
+    cosine: jax.Array
+    ratio: jax.Array
+    distance: jax.Array
+
+
+def angle_degrees(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Angle between two arrays seen as vectors, in degrees from 0 to 180.
+
+    By the half-angle tangent, which keeps its precision near 0 and 180 where the arc cosine loses it.
+    """
+    a, b = a / jnp.linalg.norm(a), b / jnp.linalg.norm(b)
+    return jnp.degrees(2 * jnp.arctan2(jnp.linalg.norm(a - b), jnp.linalg.norm(a + b)))
+
+
+def relative_distance(a: jax.Array, reference: jax.Array) -> jax.Array:
+    """|a - reference| / |reference|."""
+    return jnp.linalg.norm(a - reference) / jnp.linalg.norm(reference)
+
+
+def match(vector: jax.Array, reference: jax.Array) -> Match:
+    """How far one array, seen as a vector, is from another."""
+    vector, reference = vector.ravel(), reference.ravel()
+    angle = angle_degrees(vector, reference)
+    ratio = jnp.linalg.norm(vector) / jnp.linalg.norm(reference)
+    return Match(angle, jnp.cos(jnp.radians(angle)), ratio, relative_distance(vector, reference))

@@ -1,0 +1,96 @@
+"""What a walk over a traced function (`jaxdtp.learning.walk`) knows of each value: that it depends on parameters alone,
+or on the input. Of what depends on neither there is the value itself.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+ELSEWHERE = 1_000_000
+"""The loop of weights whose layers are found in another walk."""
+
+
+@flax.struct.dataclass
+class Weight:
+    """A value that depends on parameters alone.
+
+    Attributes:
+        forward: from the forward parameters.
+        feedback: from the feedback parameters; None where only one side is looked at.
+        leaves: numbers of the parameters, in flattened order, that it depends on.
+        loop: of the loops around it, by number from the outside, the innermost in which it changes; 0 for none.
+    """
+
+    forward: jax.Array
+    feedback: jax.Array | None
+    leaves: frozenset[int] = flax.struct.field(pytree_node=False)
+    loop: int = flax.struct.field(pytree_node=False, default=0)
+
+
+@flax.struct.dataclass
+class Signal:
+    """A value that depends on the input."""
+
+    value: jax.Array
+
+
+@flax.struct.dataclass
+class Absent:
+    """A signal of which only shape and type are known."""
+
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    dtype: Any = flax.struct.field(pytree_node=False)
+
+
+def parameter_names(params: Any) -> list[str]:
+    """A name for each parameter, in flattened order: its path, with points between."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
+
+
+def forward_value(value: Any) -> Any:
+    """What an operation that knows nothing of feedback gets."""
+    if isinstance(value, Weight):
+        return value.forward
+    return value.value if isinstance(value, Signal) else value
+
+
+def kind(value: Any) -> int:
+    """0 for what depends on nothing, 1 for weights, 2 for signals."""
+    if isinstance(value, Signal | Absent):
+        return 2
+    return 1 if isinstance(value, Weight) else 0
+
+
+def joined(values: tuple) -> Any:
+    """The kind of value that stands for all of several branches."""
+    return max(values, key=kind)
+
+
+def promoted(value: Any, like: Any) -> Any:
+    """A value, made of the same kind as another one where that is a higher one."""
+    if kind(value) >= kind(like):
+        if isinstance(value, Weight) and isinstance(like, Weight):
+            return value.replace(leaves=value.leaves | like.leaves, loop=max(value.loop, like.loop))
+        return value
+    array = forward_value(value)
+    if isinstance(like, Weight):
+        return Weight(array, None if like.feedback is None else array, like.leaves, like.loop)
+    return Absent(jnp.shape(array), jnp.result_type(array)) if isinstance(like, Absent) else Signal(array)
+
+
+def as_carried(values: list, carry: list) -> list:
+    """Weights with what else a carry knows of them, which doesn't change from step to step."""
+    return [
+        value.replace(leaves=like.leaves, loop=like.loop) if isinstance(value, Weight) else value
+        for value, like in zip(values, carry, strict=True)
+    ]
+
+
+def in_loop(values: list, loop: int) -> list:
+    """Weights as values that change in this loop."""
+    return [
+        value.replace(loop=loop) if isinstance(value, Weight) and value.loop != ELSEWHERE else value for value in values
+    ]

@@ -1,0 +1,80 @@
+"""Kernel gradients of plain convolutions in loops on the CPU: the same numbers, without XLA's slow convolutions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdtp.models.jaxprs import inside
+from jaxdtp.models.loops import fast_in_loops
+
+CONVOLUTIONS = {
+    "3x3": (nn.Conv(6, (3, 3)), (3, 8, 7, 4)),
+    "strided": (nn.Conv(6, (3, 3), strides=2), (3, 8, 7, 4)),
+    "valid, uneven": (nn.Conv(6, (2, 4), strides=(1, 3), padding="VALID"), (3, 8, 9, 4)),
+    "dilated": (nn.Conv(6, (3, 3), kernel_dilation=2), (3, 8, 7, 4)),
+    "grouped": (nn.Conv(6, (3, 3), feature_group_count=2), (3, 8, 7, 4)),
+    "depthwise": (nn.Conv(4, (5, 5), feature_group_count=4), (3, 8, 7, 4)),
+    "transposed": (nn.ConvTranspose(6, (3, 3), strides=(2, 2)), (3, 5, 4, 4)),
+    "1d": (nn.Conv(6, (3,), padding="CAUSAL"), (3, 9, 4)),
+    "3d": (nn.Conv(2, (2, 2, 2), strides=2), (2, 4, 4, 4, 3)),
+    "patches": (nn.Conv(6, (4, 4), strides=4, padding="VALID"), (3, 8, 8, 4)),
+    "remat": (nn.remat(nn.Conv)(6, (3, 3)), (3, 8, 7, 4)),
+}
+
+
+def gradient_of(module, shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    params = module.init(jax.random.key(1), x)
+
+    @jax.grad
+    def gradient(params, x):
+        return jnp.sum(jnp.sin(module.apply(params, x)))
+
+    return gradient, params, x
+
+
+def sums_over_examples(program) -> int:
+    """Convolutions that sum over the first axis, in a program and all that it calls."""
+    return sum(
+        equation.primitive.name == "conv_general_dilated" and equation.params["dimension_numbers"].lhs_spec[1] == 0
+        for equation in program.eqns
+    ) + sum(sums_over_examples(inner) for equation in program.eqns for inner in inside(equation))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU")
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_kernel_gradients_in_loops_are_xlas(kind):
+    with jax.enable_x64(True):
+        gradient, params, x = gradient_of(*CONVOLUTIONS[kind])
+        assert sums_over_examples(jax.make_jaxpr(gradient)(params, x).jaxpr) == 1
+        fast = fast_in_loops(gradient)
+        assert sums_over_examples(jax.make_jaxpr(fast)(params, x).jaxpr) == 0
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), fast(params, x), gradient(params, x)
+        )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU")
+def test_convolutions_within_loops_and_branches_are_found():
+    with jax.enable_x64(True):
+        gradient, params, x = gradient_of(nn.Conv(4, (3, 3)), (3, 8, 7, 4))
+
+        def nested(params, x, count):
+            def step(carry, scale):
+                return jax.lax.cond(scale > 1, lambda c: gradient(c, x * scale), lambda c: c, carry), ()
+
+            start = jax.lax.scan(step, params, jnp.arange(3.0))[0]
+            return jax.lax.while_loop(
+                lambda c: c[1] < count, lambda c: (jax.jit(gradient)(c[0], x), c[1] + 1), (start, 0)
+            )[0]
+
+        assert sums_over_examples(jax.make_jaxpr(nested)(params, x, 2).jaxpr) == 2
+        fast = fast_in_loops(nested)
+        assert sums_over_examples(jax.make_jaxpr(fast)(params, x, 2).jaxpr) == 0
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
+            fast(params, x, 2),
+            nested(params, x, 2),
+        )
