@@ -31,6 +31,7 @@ from benchmarks.steps import CLASSES, IMAGE, configure
 from configs import cifar10_vgg, cifar10_vgg_fast
 from jaxdtp.build import build_network, build_settings
 from jaxdtp.learning.state import init_state
+from jaxdtp.learning.step import train_step
 from jaxdtp.learning.train_feedback import trained_blocks
 from jaxdtp.parallel import AXES, Parallel, divide_batch
 from jaxdtp.plots import plt, style
@@ -75,9 +76,7 @@ def lower_step(
 
     replicated = NamedSharding(grid, PartitionSpec())
     with jax.default_matmul_precision(config.matmul_precision):
-        traced = jax.jit(step, in_shardings=replicated, out_shardings=replicated).trace(
-            *jax.eval_shape(arguments)
-        )
+        traced = jax.jit(step, in_shardings=replicated, out_shardings=replicated).trace(*jax.eval_shape(arguments))
     return traced.lower(lowering_platforms=("tpu",))
 
 
