@@ -4,7 +4,8 @@
     python -m benchmarks.compare --rules=bp,ddtp_linear --dataset=mnist --network=mlp --epochs=2 --data_dir=DIR
 
 Runs configs/DATASET_NETWORK.py with every rule and seed, each run in a directory of its own below --workdir. The same
-command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json, .md and .png.
+command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json, .md and .png; rows
+of other rules, with the same number of epochs, are kept.
 """
 
 import argparse
@@ -190,12 +191,18 @@ def main() -> None:
         sys.exit(f"benchmarks.compare: {error}")
     seconds = seconds_per_step(arguments, arguments.rules)
     batch_size, epochs = config.batch_size, config.num_epochs
-    rows = [row(rule, of_rule, seconds, batch_size) for rule, of_rule in results.items()]
     command = " ".join(["python -m benchmarks.compare", *(arg for arg in sys.argv[1:] if "workdir" not in arg)])
     command = command.replace(f"--data_dir={arguments.data_dir}", "--data_dir=DIR") if arguments.data_dir else command
-    result = origin(command) | {"config": f"configs/{name}.py", "epochs": epochs, "rows": rows}
-    (RESULTS / f"compare_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / f"compare_{name}.md").write_text(f"`{command}`\n\n{table(rows)}\n")
+    here = origin(command)
+    rows = {rule: row(rule, of_rule, seconds, batch_size) | here for rule, of_rule in results.items()}
+    path = RESULTS / f"compare_{name}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("epochs") == epochs:
+        rows = {of_rule["rule"]: of_rule for of_rule in kept["rows"]} | rows
+    rows = [rows[rule] for rule in ALGORITHMS if rule in rows]
+    path.write_text(json.dumps({"config": f"configs/{name}.py", "epochs": epochs, "rows": rows}, indent=1) + "\n")
+    commands = "\n".join(f"`{command}`  " for command in dict.fromkeys(of_rule["command"] for of_rule in rows))
+    (RESULTS / f"compare_{name}.md").write_text(f"{commands}\n\n{table(rows)}\n")
     title = f"configs/{name}.py, {epochs} epochs, {arguments.seeds} seeds, {jax.devices()[0].device_kind}"
     plot(rows, title).savefig(RESULTS / f"compare_{name}.png", dpi=160)
     print(table(rows))
