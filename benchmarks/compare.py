@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ from benchmarks.timing import interleaved
 from jaxdtp import data
 from jaxdtp.config import ConfigError, resolve
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 from jaxdtp.reports import of_blocks
 from jaxdtp.rounds import DivergedError
 from jaxdtp.train import train_and_evaluate

@@ -6,11 +6,12 @@ weights over iterations.
 writes benchmarks/results/feedback_training[_quick].json and .png.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import frozen
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 
 RULES = {"L-DRL": "ldrl", "DTP": "dtp"}
 LABELS = {"weight_angle": "angle (degrees)", "weight_distance": "relative distance"}

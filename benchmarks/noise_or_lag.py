@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -32,7 +33,7 @@ from jaxdtp.learning.targets import (
     propagate_targets,
 )
 from jaxdtp.models import networks
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 
 STEPS = 400
 SHOWN = "conv_1"  # the block whose activations are drawn

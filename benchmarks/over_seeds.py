@@ -5,10 +5,11 @@ Runs are those recorded as benchmarks/results/CONFIG-ALGORITHM-seedN.json (`pyth
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.record import RESULTS
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 from jaxdtp.reports import of_blocks
 
 CONFIGS = {"mnist_lenet_fast": "LeNet on MNIST", "cifar10_lenet_fast": "LeNet on CIFAR-10"}

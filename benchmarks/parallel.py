@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -34,7 +35,7 @@ from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 from jaxdtp.learning.train_feedback import trained_blocks
 from jaxdtp.parallel import AXES, Parallel, divide_batch
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 
 CONFIGS = {"cifar10_vgg": cifar10_vgg, "cifar10_vgg_fast": cifar10_vgg_fast}
 COMPILED = (Mesh(2, 1), Mesh(8, 1), Mesh(1, 2), Mesh(1, 5), Mesh(4, 2), Mesh(2, 4))

@@ -10,13 +10,14 @@ import json
 from typing import NamedTuple
 
 import jax
+import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 
 from benchmarks.record import RESULTS, origin
 from benchmarks.steps import configure, jaxdtp_step
 from benchmarks.timing import interleaved, summary
 from configs import cifar10_vgg, cifar10_vgg_fast
-from jaxdtp.plots import plt, style
+from jaxdtp.plots import style
 
 
 class Size(NamedTuple):

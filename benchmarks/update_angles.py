@@ -5,13 +5,13 @@
 writes benchmarks/results/update_angles[_quick].json and .png.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import frozen
 from jaxdtp.alignment import gradient_matching
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.targets import difference_target
-from jaxdtp.plots import plt
 
 KINDS = {
     # name: (how the feedback weights come about, feedback activation)

@@ -1,6 +1,8 @@
 """What is allowed for each configuration key."""
 
+import numbers
 from collections.abc import Callable, Collection
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,6 +18,19 @@ LARGEST = 1_000_000
 """Of sizes and counts: beyond any use, and far from where products of some of them leave int64."""
 LARGEST_INT32 = 2**31 - 1
 """Of what training counts on the device."""
+
+
+def plain(value: Any) -> Any:
+    """Python's own numbers, truth values and tuples for those of NumPy, JAX and others."""
+    if isinstance(value, tuple | list):
+        return tuple(map(plain, value))
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist") and getattr(value, "ndim", 2) < 2:  # scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) else value
 
 
 class Rule(NamedTuple):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdtp.config import ConfigError
+from jaxdtp.console import say
 
 ARRAYS = ("images.npy", "labels.npy")
 INDEX = "index.json"
@@ -47,7 +48,7 @@ def fetch(
         stored = _open(path, identity)
         if stored is None:
             if path.exists():
-                print(f"{path} is damaged or of other data: decoding the data set again", flush=True)
+                say(f"{path} is damaged or of other data: decoding the data set again")
                 _discard(path)
             _remove_abandoned(path)
             _write(path, identity, shape, examples())

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxdtp.config import ConfigError, one_line
+from jaxdtp.console import say
 from jaxdtp.hosts import StorageError
 from jaxdtp.learning.state import TrainState
 
@@ -68,7 +68,8 @@ def save(workdir: Path, checkpoint: Checkpoint) -> None:
     try:
         _check_room(directory, sum(array.nbytes for array in jax.tree.leaves(checkpoint.state)))
         unfinished.mkdir()
-        _checkpointer().save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
+        ocp, checkpointer = _orbax()
+        checkpointer.save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
         about = {"score": checkpoint.score, "progress": checkpoint.progress, "files": _checksums(unfinished)}
         (unfinished / ABOUT).write_text(json.dumps({"about": about, "sha256": _checksum(json.dumps(about).encode())}))
         unfinished.rename(path)
@@ -132,7 +133,7 @@ def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkp
             return _restore(directory, step, like)
         except Exception as error:  # whatever Orbax raises for whatever is wrong
             why = one_line(str(error))
-            print(f"the checkpoint of step {step} in {directory} is damaged, so another one is used: {why}", flush=True)
+            say(f"the checkpoint of step {step} in {directory} is damaged, so another one is used: {why}")
     if not steps:
         raise ConfigError(f"--workdir: {directory} holds no checkpoints; allowed: the workdir of a training run")
     raise ConfigError(
@@ -148,7 +149,8 @@ def _restore(directory: Path, step: int, like: TrainState) -> Checkpoint:
     if _checksums(path) != about["files"]:
         raise ValueError("its files are not as they were saved")
     host = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), like)
-    state = _checkpointer().restore(path / "state", args=ocp.args.StandardRestore(host))
+    ocp, checkpointer = _orbax()
+    state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(host))
     return Checkpoint(state, about["score"], about["progress"])
 
 
@@ -189,8 +191,11 @@ def _score(directory: Path, step: int) -> tuple[float, int]:
         return -math.inf, step
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _orbax() -> tuple[Any, Any]:
+    """Orbax, and a checkpointer of it."""
+    import orbax.checkpoint as ocp  # takes a while, which importing jaxdtp shouldn't
+
     # The first host alone saves and restores, since all have the same state. Orbax wants to be told at every level.
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxdtp")
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    return ocp, ocp.Checkpointer(handler, multiprocessing_options=alone)

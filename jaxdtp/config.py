@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdtp.allowed import FOR_BLOCKS, FOR_LAYERS, GROUPS, RULES
+from jaxdtp.allowed import FOR_BLOCKS, FOR_LAYERS, GROUPS, RULES, plain
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.models.own import MODULES
 
@@ -16,7 +16,8 @@ class ConfigError(ValueError):
 
 def default_config() -> ConfigDict:
     """Every configuration key with its default. A config file starts from here and changes what is its own."""
-    config = ConfigDict()
+    # Types are checked when it is resolved, where NumPy's numbers are numbers, too.
+    config = ConfigDict(type_safe=False)
     config.seed = 0
     config.num_epochs = 10
     config.batch_size = 128
@@ -27,7 +28,7 @@ def default_config() -> ConfigDict:
     config.float64 = False  # all numbers in double precision, which TPUs don't have
     config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU
 
-    config.network = ConfigDict()
+    config.network = ConfigDict(type_safe=False)
     config.network.name = "mlp"
     config.network.module = ""  # instead of the name: FILE.py:NAME or PACKAGE.MODULE:NAME of a model of your own
     config.network.options = ConfigDict()  # fields of a Flax module, or arguments of a function that makes a model
@@ -36,7 +37,7 @@ def default_config() -> ConfigDict:
     config.network.activation = "elu"  # of all blocks but the last
     config.network.init = "uniform"  # of forward and feedback parameters
 
-    config.dataset = ConfigDict()
+    config.dataset = ConfigDict(type_safe=False)
     config.dataset.name = "digits"  # scikit-learn's digits, or the name of a TFDS builder
     config.dataset.data_dir = ""  # of TFDS; empty: TFDS's own default
     config.dataset.cache_dir = ""  # of decoded images; empty: ~/.cache/jaxdtp
@@ -48,11 +49,11 @@ def default_config() -> ConfigDict:
 
     config.dataset.device_megabytes = 2048.0  # (10^6 bytes) of a split on each device; a larger one is streamed
 
-    config.parallel = ConfigDict()
+    config.parallel = ConfigDict(type_safe=False)
     config.parallel.layer_groups = 1  # groups of devices, each of which trains the feedback of blocks of its own
 
     # Keys for blocks are tuples: with one value for all of the blocks, or with one for each.
-    config.forward = ConfigDict()
+    config.forward = ConfigDict(type_safe=False)
     config.forward.optimizer = "sgd"
     config.forward.learning_rate = 0.05
     config.forward.rate_factors = (1.0,)  # of the learning rate, for blocks 1..N
@@ -67,7 +68,7 @@ def default_config() -> ConfigDict:
     config.forward.schedule_milestones = ()  # epochs after which 'step' multiplies by the factor
     config.forward.schedule_factor = 0.1
 
-    config.feedback = ConfigDict()
+    config.feedback = ConfigDict(type_safe=False)
     config.feedback.iterations = (10,)  # per batch, for blocks 2..N
     config.feedback.noise_scale = (0.1,)  # for blocks 2..N
     config.feedback.noise_samples = (1,)  # for blocks 2..N
@@ -86,19 +87,19 @@ def default_config() -> ConfigDict:
     config.feedback.shared_maxima = "last"  # 'sum': where pooling windows share a maximum, un-pool the sum
     config.feedback.hidden_features = 1024  # of the random layer of 'ddtp_rhl'
 
-    config.target = ConfigDict()
+    config.target = ConfigDict(type_safe=False)
     config.target.iterations = 10  # of 'inverse' and 'inverse_output', at most
     config.target.tolerance = 1e-3  # they stop when steps are that much smaller than the first one
     config.target.scale_by_influence = False  # scale each block's change by its influence on the output
 
-    config.alignment = ConfigDict()
+    config.alignment = ConfigDict(type_safe=False)
     config.alignment.every_epochs = 0  # how often Jacobian and gradient matching are measured; 0: never
     config.alignment.probes = 16  # random vectors for each example
     config.alignment.gauss_newton = False  # whether targets are compared with Gauss-Newton's too
 
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command
     # line says otherwise. A config file that wants other values for these rules sets them there as well.
-    config.when = ConfigDict()
+    config.when = ConfigDict(type_safe=False)
     # At beta = 1 the learning rate of rules whose feedback is beside the layers means what it means for BP.
     config.when.ldrl_fast = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
     config.when.ldrl_layers = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
@@ -156,9 +157,9 @@ def flatten(config: ConfigDict | dict, at: str = "config") -> dict[str, Any]:
     for name, value in _items(config, at).items():
         if name in GROUPS:
             for inner, item in _items(value, f"{at}.{name}").items():
-                flat[f"{name}.{inner}"] = item.to_dict() if isinstance(item, ConfigDict) else item
+                flat[f"{name}.{inner}"] = plain(item.to_dict() if isinstance(item, ConfigDict) else item)
         else:
-            flat[name] = value
+            flat[name] = plain(value)
     return flat
 
 

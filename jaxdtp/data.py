@@ -6,6 +6,7 @@ TFDS is read through `as_data_source`, which needs no TensorFlow.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxdtp import cache
 from jaxdtp.config import ConfigError
+from jaxdtp.console import Unfailing
 
 
 class Examples(NamedTuple):
@@ -184,7 +186,9 @@ def _decode(builder, split: str) -> Iterator[tuple[np.ndarray, int]]:
     shape, num_classes = features["image"].shape, features["label"].num_classes
     source = builder.as_data_source(split=split)
     indices = range(builder.info.splits[split].num_examples)
-    for index in tqdm(indices, desc=f"decoding {builder.info.name} {split}", unit=" images", disable=None):
+    for index in tqdm(
+        indices, desc=f"decoding {builder.info.name} {split}", unit=" images", disable=None, file=Unfailing(sys.stderr)
+    ):
         try:
             example = source[index]
             image, label = np.asarray(example["image"]), int(example["label"])

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdtp.config import ConfigError
+from jaxdtp.console import say
 
 Result = TypeVar("Result")
 
@@ -77,7 +77,7 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
 
 def leave(message: str) -> None:
     """End this process at once, with a line and the exit code `LOST`: Python's own end would wait for the others."""
-    print(f"jaxdtp: {message}", file=sys.stderr, flush=True)
+    say(f"jaxdtp: {message}", to_errors=True)
     os._exit(LOST)
 
 

@@ -1,7 +1,8 @@
 """The command: `python -m jaxdtp.main --config=configs/digits_mlp.py [--config.KEY=VALUE ...] [--workdir=DIR]`.
 
-Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 4 stopped by SIGTERM or SIGINT, with the
-state saved, 5 the workdir can't be written, 6 other hosts can't be reached, 130 interrupted with nothing to save.
+Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 4 stopped by a signal (SIGTERM, SIGINT,
+SIGHUP, SIGUSR1 or SIGUSR2), with the state saved, 5 the workdir can't be written, 6 other hosts can't be reached, 130
+interrupted with nothing to save.
 """
 
 import ast
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxdtp import hosts
 from jaxdtp.allowed import RULES
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
+from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
 from jaxdtp.reports import summary_table
 from jaxdtp.rounds import DivergedError
@@ -55,23 +57,25 @@ def main(argv: list[str]) -> int:
         hosts.connect(*arguments.hosts)
         with contextlib.redirect_stdout(sys.stdout if hosts.is_first() else open(os.devnull, "w")):
             workdir = arguments.workdir or default_workdir(arguments.config_file)
-            print(f"workdir: {workdir}")
+            say(f"workdir: {workdir}")
             run = train_and_evaluate if arguments.mode == "train" else evaluate_best
-            print(summary_table(run(arguments.config, workdir)))
+            say(summary_table(run(arguments.config, workdir)))
         return 0
     except tuple(EXIT_CODES) as error:
-        print(f"jaxdtp: {error}", file=sys.stderr)
+        say(f"jaxdtp: {error}", to_errors=True)
         return EXIT_CODES[type(error)]
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             hosts.leave(f"lost the other hosts, or one of them failed: {one_line(error)}")
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"jaxdtp: out of memory: {one_line(error)}; allowed: smaller batches or networks", file=sys.stderr)
+        say(f"jaxdtp: out of memory: {one_line(error)}; allowed: smaller batches or networks", to_errors=True)
         return 2
     except KeyboardInterrupt:
-        print("jaxdtp: interrupted; the same command with the same workdir starts again", file=sys.stderr)
+        say("jaxdtp: interrupted; the same command with the same workdir starts again", to_errors=True)
         return 130
+    finally:
+        leave_nothing_to_write()
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -87,7 +91,7 @@ def parse(argv: list[str]) -> Arguments:
     except (flags.Error, ValueError, OSError) as error:  # of --flagfile, too
         raise ConfigError(f"command line: {described(error)}; allowed: --help lists the flags") from error
     if values.help:
-        print(f"{__doc__}{values.get_help(include_special_flags=False)}")
+        say(f"{__doc__}{values.get_help(include_special_flags=False)}")
         raise SystemExit(0)
     if not values.config:
         raise ConfigError("--config: missing; allowed: a configuration file, for example configs/digits_mlp.py")

@@ -3,15 +3,14 @@
 import math
 from pathlib import Path
 
-import matplotlib
+from matplotlib import colormaps
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+# Not pyplot, whose backend and open figures are the user's.
+from matplotlib.figure import Figure
 
 from jaxdtp.reports import MANY, Record, of_blocks
 
-_COLOURS = plt.get_cmap("tab10").colors
+_COLOURS = colormaps["tab10"].colors
 
 
 def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
@@ -45,7 +44,6 @@ def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         paths.append(directory / f"{name}.png")
         figure.savefig(paths[-1], dpi=160, bbox_inches="tight")
-        plt.close(figure)
     return paths
 
 
@@ -78,7 +76,7 @@ def _blocks(records: list[Record], metric: str, label: str):
         values = [record.get(f"{metric}/{name}", math.nan) for record in records]
         if len(names) > MANY:
             # Of so many only the order can be seen: from the input, dark, to the output; a few are named.
-            colour = plt.get_cmap("viridis")(index / (len(names) - 1))
+            colour = colormaps["viridis"](index / (len(names) - 1))
             named = name if index % -(-len(names) // MANY) == 0 else None
             axes.plot(_epochs(records), values, "-", color=colour, linewidth=1, label=named)
         else:
@@ -89,7 +87,8 @@ def _blocks(records: list[Record], metric: str, label: str):
 
 
 def _new_figure(label: str):
-    figure, axes = plt.subplots(figsize=(6, 3.8))
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
     axes.set_ylabel(label)
     return figure, axes
 

@@ -1,6 +1,7 @@
 """The passes through the training data that a run consists of, and how one of them is done."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from jaxdtp import checkpoints, epoch, feeding, hosts, reports
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.config import ConfigError
+from jaxdtp.console import Unfailing, say
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed, Window
 from jaxdtp.learning.algorithms import ALGORITHMS
@@ -135,6 +137,7 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
         unit_scale=True,
         leave=False,
         disable=None if hosts.is_first() else True,
+        file=Unfailing(sys.stderr),
     ) as bar:
         while done < steps:
             stop, count = hosts.agree(bool(run.stops), count)
@@ -156,7 +159,7 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
             if bar.disable and now - last_line > SECONDS_PER_LINE:
                 left = tqdm.format_interval((steps - done) * seconds_per_step)
                 speed = f"{batch_size / seconds_per_step:.0f} images/s"
-                print(f"{label}: step {done}/{steps}, {loss}, {speed}, {left} left", flush=True)
+                say(f"{label}: step {done}/{steps}, {loss}, {speed}, {left} left")
                 last_line = now
             count = max(1, math.ceil(SECONDS_PER_CALL / seconds_per_step))
     seconds = progress.seconds + time.perf_counter() - start
@@ -193,7 +196,7 @@ def compile_steps(
                 f"{(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of each device; allowed: what fits into "
                 f"{device_memory() / 1e9:.3g} GB"
             )
-        print(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s", flush=True)
+        say(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s")
     return run.compiled[step]
 
 

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
-from jaxdtp import checkpoints, data, epoch, feeding, hosts, optimizers, plots, reports
+from jaxdtp import checkpoints, data, epoch, feeding, hosts, optimizers, reports
 from jaxdtp.alignment import named_parameters, weight_alignment
 from jaxdtp.build import (
     build_network,
@@ -25,6 +25,7 @@ from jaxdtp.build import (
 )
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim
+from jaxdtp.console import say
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
@@ -71,6 +72,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         StoppedError: SIGINT or SIGTERM was received; the state is saved.
         hosts.StorageError: `workdir` can no longer be written.
     """
+    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
+
     dataset = together(lambda: data.load(config.dataset, config.seed))
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
@@ -86,22 +89,22 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
         checkpoint, records = resume(workdir, fresh)
         sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
-        print(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
+        say(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
         feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
         kept = "streamed" if feed.window else "on the devices"
-        print(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
+        say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
         validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
         test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
         fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), workdir)
         layers = frozenset()
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, fresh.state)
-            print(single_parameters(fresh.state, layers))
+            say(single_parameters(fresh.state, layers))
         run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), compiled={})
         events = workdir / "tensorboard"
         writer = SummaryWriter(str(events), purge_step=len(records) + 1, write_to_disk=hosts.is_first())
         held.enter_context(writer)
-        print(reports.console_heading(), *map(reports.console_line, records), sep="\n", flush=True)
+        say(reports.console_heading(), *map(reports.console_line, records))
 
         state, progress = replicate(mesh, checkpoint.state), Progress(**checkpoint.progress)
         done = int(checkpoint.state.step)
@@ -125,7 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             score = record.get("validation_top1", float(round.epoch))
             ended = Checkpoint(jax.device_get(state), score, progress._asdict())
             together(functools.partial(write_epoch, run, writer, record, ended), first_alone=True)
-            print(reports.console_line(record), *reports.target_warnings(record), sep="\n", flush=True)
+            say(reports.console_line(record), *reports.target_warnings(record))
 
         summary = summarise(workdir, network, preprocessing, fresh.state, test, records)
         together(lambda: write_summary(config, workdir, records, summary), first_alone=True)
@@ -217,7 +220,7 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
     return record
 
 
-def write_epoch(run: Run, writer: SummaryWriter, record: reports.Record, ended: Checkpoint) -> None:
+def write_epoch(run: Run, writer: Any, record: reports.Record, ended: Checkpoint) -> None:
     """An epoch's metrics and, every so many epochs and after the last one, its checkpoint."""
     reports.append_record(run.workdir, record)
     reports.write_tensorboard(writer, record)
@@ -227,6 +230,8 @@ def write_epoch(run: Run, writer: SummaryWriter, record: reports.Record, ended: 
 
 def write_summary(config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record) -> None:
     """summary.json and the figures."""
+    from jaxdtp import plots  # imports Matplotlib
+
     reports.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     plots.plot_run(workdir, records, title=f"{config.algorithm}, {config.network.name}, {config.dataset.name}")
 

@@ -41,10 +41,10 @@ def run_process(config, *arguments, cwd=ROOT, devices=1):
     )
 
 
-def start(config, *arguments):
+def start(config, *arguments, by=()):
     """The command, running, compiled as within this process; its output is read from `process.stdout`."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(config, *arguments), cwd=ROOT, **pipes)
+    return subprocess.Popen([*by, *command(config, *arguments)], cwd=ROOT, **pipes)
 
 
 def records(workdir, without=()):

@@ -1,9 +1,12 @@
 """Configuration: what is refused, in which words, and what an algorithm's own published settings change."""
 
 import contextlib
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -46,6 +49,45 @@ def test_every_config_resolves_for_every_algorithm(path, algorithm):
     assert settings.algorithm.feedback_rule is rule
     assert len(settings.paths) == paths
     assert len(settings.feedback) == (paths if rule else 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num_epochs", np.int64(3), 3),
+        ("num_epochs", jnp.array(3), 3),
+        ("beta", np.logspace(-1, 0, 3)[0], 0.1),
+        ("beta", np.float16(0.5), 0.5),
+        ("beta", jnp.array(0.5), 0.5),
+        ("beta", np.array(0.5), 0.5),
+        ("beta", Fraction(1, 2), 0.5),
+        ("beta", Decimal("0.5"), 0.5),
+        ("beta", np.uint8(1), 1.0),
+        ("network.hidden", (np.int32(12), jnp.array(7)), (12, 7)),
+        ("network.hidden", np.array([12, 7]), (12, 7)),
+        ("feedback.learning_rate", jnp.array([0.25, 0.5]), (0.25, 0.5)),
+        ("feedback.learning_rate", [np.float32(0.25)], (0.25,)),
+        ("forward.adam_betas", (np.float64(0.5), 0), (0.5, 0.0)),
+        ("dataset.flip", np.bool_(True), True),
+        ("network.options", {"width": np.int64(8), "rates": (np.float32(0.5),)}, {"width": 8, "rates": (0.5,)}),
+    ],
+)
+def test_whatever_is_a_number_counts(key, value, expected):
+    config, (group, _, name) = default_config(), key.rpartition(".")
+    (config[group] if group else config)[name] = value
+    found = flatten(resolve(config))[key]
+    assert found == expected
+    assert type(found) is type(expected)
+    config.when.ldrl = ConfigDict({group: {name: value}} if group else {name: value})
+    assert flatten(resolve(config))[key] == expected
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), jnp.array(True), np.array([[3]]), 3j, np.complex64(3), "3"])
+def test_what_is_no_number_does_not_count(value):
+    config = default_config()
+    config.num_epochs = value
+    with pytest.raises(ConfigError, match=r"config.num_epochs: got .*; allowed: a whole number from 1"):
+        resolve(config)
 
 
 def test_every_default_has_a_rule():

@@ -39,7 +39,16 @@ def assert_same_end(workdir, whole):
     assert records(workdir, TIMINGS) == records(whole, TIMINGS)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGHUP,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_saves_and_exits_4_and_the_run_goes_on(whole, tmp_path, number):
     process = start("digits_mlp", *SHORT, f"--workdir={tmp_path}")
     for line in process.stdout:
@@ -54,6 +63,17 @@ def test_a_signal_stops_saves_and_exits_4_and_the_run_goes_on(whole, tmp_path, n
     assert final_state(tmp_path).step % records(whole)[0]["step"]
     result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
+    assert_same_end(tmp_path, whole)
+
+
+def test_under_nohup_a_lost_terminal_changes_nothing(whole, tmp_path):
+    process = start("digits_mlp", *SHORT, f"--workdir={tmp_path}", by=["nohup"])
+    for line in process.stdout:
+        if "compiled in" in line:
+            break
+    process.send_signal(signal.SIGHUP)
+    rest = process.stdout.read()
+    assert process.wait() == 0, rest
     assert_same_end(tmp_path, whole)
 
 
