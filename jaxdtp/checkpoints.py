@@ -21,6 +21,7 @@ from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
 from jaxdtp.hosts import StorageError
 from jaxdtp.learning.state import TrainState
+from jaxdtp.reports import write_atomically
 
 NEWEST = 2
 ABOUT = "about.json"
@@ -71,7 +72,7 @@ def save(workdir: Path, checkpoint: Checkpoint) -> None:
         ocp, checkpointer = _orbax()
         checkpointer.save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
         about = {"score": checkpoint.score, "progress": checkpoint.progress, "files": _checksums(unfinished)}
-        (unfinished / ABOUT).write_text(json.dumps({"about": about, "sha256": _checksum(json.dumps(about).encode())}))
+        _write_about(unfinished, about)
         unfinished.rename(path)
     except (OSError, ValueError) as error:
         raise StorageError(
@@ -85,6 +86,12 @@ def save(workdir: Path, checkpoint: Checkpoint) -> None:
         deleted = directory / f"{step}{_DELETED}"
         os.replace(directory / str(step), deleted)
         shutil.rmtree(deleted, ignore_errors=True)
+
+
+def take_score(workdir: Path, step: int) -> None:
+    """Make a checkpoint one that is never the best."""
+    path = _directory(workdir) / str(step)
+    _write_about(path, _read_about(path) | {"score": -math.inf})
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -159,6 +166,11 @@ def _read_about(path: Path) -> dict[str, Any]:
     if content["sha256"] != _checksum(json.dumps(content["about"]).encode()):
         raise ValueError(f"{ABOUT} is not as it was saved")
     return content["about"]
+
+
+def _write_about(path: Path, about: dict[str, Any]) -> None:
+    content = {"about": about, "sha256": _checksum(json.dumps(about).encode())}
+    write_atomically(path / ABOUT, json.dumps(content))
 
 
 def _checksums(path: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdtp import hosts
 from jaxdtp.allowed import RULES
+from jaxdtp.claim import remembered
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
@@ -37,14 +38,14 @@ class Arguments(NamedTuple):
 
     Attributes:
         config: of the run, validated.
-        config_file: where it comes from.
+        config_file: where it comes from; None: from the workdir.
         workdir: directory of the run; None for a fresh one.
         mode: 'train' or 'eval'.
         hosts: of `hosts.connect`: coordinator, num_processes, process_id and timeout.
     """
 
     config: ConfigDict
-    config_file: Path
+    config_file: Path | None
     workdir: Path | None
     mode: str
     hosts: tuple[str | None, int | None, int | None, int]
@@ -93,14 +94,12 @@ def parse(argv: list[str]) -> Arguments:
     if values.help:
         say(f"{__doc__}{values.get_help(include_special_flags=False)}")
         raise SystemExit(0)
-    if not values.config:
-        raise ConfigError("--config: missing; allowed: a configuration file, for example configs/digits_mlp.py")
     workdir = values.workdir
     if workdir is not None and not (workdir and workdir.isprintable()):
         raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
     overrides = parse_overrides(rest, list(values))
-    config = load_config(values.config, overrides)
-    config_file = Path(values.config.partition(":")[0])
+    config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
+    config_file = Path(values.config.partition(":")[0]) if values.config else None
     return Arguments(
         resolve(config, overrides),
         config_file,
@@ -225,6 +224,29 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
                 f"--config: can't set {', '.join(overrides)} in what get_config of {path} returns: {described(error)}; "
                 "allowed: a ConfigDict, as from default_config()"
             ) from error
+    return config
+
+
+def stored_config(workdir: str | None, overrides: dict[str, Any]) -> ConfigDict:
+    """The configuration of the run in a workdir, not validated yet.
+
+    Args:
+        workdir: its name, if one was given.
+        overrides: values to set, by dotted key.
+
+    Raises:
+        ConfigError: there is no run in it.
+    """
+    stored = remembered(Path(workdir)) if workdir else None
+    if stored is None:
+        found = f"there is no run in {workdir} yet" if workdir else "missing"
+        raise ConfigError(
+            f"--config: {found}; allowed: a configuration file, for example configs/digits_mlp.py, or the --workdir of "
+            "a run that was begun"
+        )
+    config = default_config()
+    config.when = ConfigDict()  # it was applied when the run was begun
+    config.update_from_flattened_dict(stored | overrides)
     return config
 
 

@@ -24,7 +24,7 @@ from jaxdtp.build import (
     steps_in_epoch,
 )
 from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.claim import check, claim
+from jaxdtp.claim import check, claim, remember
 from jaxdtp.console import say
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
@@ -87,7 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
 
     with contextlib.ExitStack() as held:
         together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
-        checkpoint, records = resume(workdir, fresh)
+        checkpoint, records = resume(config, workdir, fresh)
         sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
         say(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
         feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
@@ -174,14 +174,19 @@ def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
     return f"{words}, beside biases and scales {', '.join(others)}" if others else words
 
 
-def resume(workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.Record]]:
+def resume(config: ConfigDict, workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.Record]]:
     """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
 
     def read():
         checkpoints.tidy(workdir)
         found = checkpoints.restore_newest(workdir, fresh.state) or fresh
         records = reports.read_records(workdir, int(found.state.step))
+        done = records[-1]["epoch"] if records else 0
+        remember(workdir, config, done)
         reports.write_records(workdir, records)
+        if found.score > -math.inf and done < config.num_epochs and done % config.checkpoint_every_epochs:
+            # Saved because the run ended there, which it no longer does.
+            checkpoints.take_score(workdir, int(found.state.step))
         return found, records
 
     found, records = together(read, first_alone=True) or (fresh, [])

@@ -1,0 +1,64 @@
+"""A run goes on for longer, and its workdir knows its configuration."""
+
+import json
+
+import jax
+import numpy as np
+from commands import ROOT, TIMINGS, final_state, records, run
+
+from jaxdtp import main
+
+SHORT = ("--config.steps_per_epoch=10",)
+
+
+def summary(workdir):
+    values = json.loads((workdir / "summary.json").read_text())
+    return {name: value for name, value in values.items() if name not in TIMINGS}
+
+
+def test_training_longer_is_a_straight_run(tmp_path, capsys):
+    """From the workdir alone; the checkpoint of the second epoch isn't one of the straight run's."""
+    straight, longer = tmp_path / "straight", tmp_path / "longer"
+    often = ("--config.checkpoint_every_epochs=3", "--config.alignment.every_epochs=2")
+    result = run("digits_mlp", *SHORT, *often, "--config.num_epochs=5", f"--workdir={straight}")
+    assert result.returncode == 0, result.stderr
+    result = run("digits_mlp", *SHORT, *often, "--config.num_epochs=2", f"--workdir={longer}")
+    assert result.returncode == 0, result.stderr
+    assert main.main(["jaxdtp", f"--workdir={longer}", "--config.num_epochs=5"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, final_state(longer), final_state(straight))
+    assert records(longer, TIMINGS) == records(straight, TIMINGS)
+    assert summary(longer) == summary(straight)
+    assert (longer / "config.json").read_text() == (straight / "config.json").read_text()
+
+    capsys.readouterr()
+    assert main.main(["jaxdtp", f"--workdir={longer}", "--mode=eval"]) == 0
+    assert f"test accuracy {summary(longer)['test_accuracy']:.2%}" in " ".join(capsys.readouterr().out.split())
+
+    before = (longer / "config.json").read_text()
+    assert main.main(["jaxdtp", f"--workdir={longer}", "--config.num_epochs=4"]) == 2
+    assert "config.num_epochs: got 4; allowed: 5 or more, which the run in " in capsys.readouterr().err
+    assert main.main(["jaxdtp", f"--workdir={longer}", "--config.beta=0.1"]) == 2
+    assert "belongs to a run with another configuration: beta (there " in capsys.readouterr().err
+    assert (longer / "config.json").read_text() == before
+
+
+def test_measuring_and_saving_may_change(tmp_path):
+    arguments = ("digits_mlp", *SHORT, f"--workdir={tmp_path}")
+    assert run(*arguments, "--config.num_epochs=1").returncode == 0
+    more = ("--config.num_epochs=2", "--config.alignment.every_epochs=1", "--config.checkpoint_every_epochs=5")
+    result = run(*arguments, *more)
+    assert result.returncode == 0, result.stderr
+    first, second = records(tmp_path)
+    assert not any(name.startswith("update_angle/") for name in first)
+    assert any(name.startswith("update_angle/") for name in second)
+
+
+def test_a_workdir_without_a_run_is_told(tmp_path, capsys):
+    assert main.main(["jaxdtp", f"--workdir={tmp_path}"]) == 2
+    assert f"--config: there is no run in {tmp_path} yet; allowed: a configuration file" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("[")
+    assert main.main(["jaxdtp", f"--workdir={tmp_path}", "--mode=eval"]) == 2
+    assert "config.json: can't be read" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"beta": 0.1}')
+    assert main.main(["jaxdtp", f"--workdir={tmp_path}", f"--config={ROOT}/configs/digits_mlp.py"]) == 2
+    assert "belongs to a run with another configuration" in capsys.readouterr().err
