@@ -139,7 +139,8 @@ def plot(rows: list[dict], title: str) -> plt.Figure:
         if of_rule["test_accuracies"]:
             mean, spread = 100 - np.mean(of_rule["test_accuracies"]), np.std(of_rule["test_accuracies"])
             cost.errorbar(of_rule["times_bp"], mean, spread, label=of_rule["rule"], **look)
-        if of_rule["update_angle"] is not None:
+        # Rules whose feedback is beside the layers have no targets to compare.
+        if None not in (of_rule["update_angle"], of_rule["gauss_newton_angle"]):
             angles.plot(of_rule["update_angle"], of_rule["gauss_newton_angle"], **look)
     cost.set(xscale="log", yscale="log", xlabel="seconds per step, in those of BP", ylabel="test error (%)")
     for axis in (cost.xaxis, cost.yaxis):
