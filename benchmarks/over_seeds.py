@@ -12,7 +12,13 @@ from benchmarks.record import RESULTS
 from jaxdtp.plots import style
 from jaxdtp.reports import of_blocks
 
-CONFIGS = {"mnist_lenet_fast": "LeNet on MNIST", "cifar10_lenet_fast": "LeNet on CIFAR-10"}
+CONFIGS = {
+    "mnist_lenet_fast": "LeNet on MNIST",
+    "cifar10_lenet_fast": "LeNet on CIFAR-10",
+    "cifar10_resnet20_fast": "ResNet-20 on CIFAR-10",
+    "digits_vit_fast": "ViT on the digits",
+    "mnist_vit_fast": "ViT on MNIST",
+}
 ALGORITHMS = {"ldrl_fast": "fast L-DRL", "bp": "BP"}
 
 
@@ -23,30 +29,32 @@ def runs(config: str, algorithm: str) -> list[dict]:
 
 
 def table() -> str:
-    """A row in Markdown for each configuration and algorithm; angles after each epoch, over hidden blocks and seeds."""
+    """A row in Markdown for each configuration and algorithm; angles after each epoch, over layers, epochs and
+    seeds."""
     lines = [
-        "| config | algorithm | epochs | test accuracy by seed (%) | mean | largest update angle (degrees) |",
-        "|---|---|---|---|---|---|",
+        "| config | algorithm | epochs | test accuracy by seed (%) | mean | update angle, median (degrees) | largest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for config in CONFIGS:
         for algorithm, name in ALGORITHMS.items():
             results = runs(config, algorithm)
             accuracies = [100 * result["summary"]["test_accuracy"] for result in results]
             epochs = [epoch for result in results for epoch in result["epochs"]]
-            # Without the output block, whose update is the gradient whatever the feedback.
-            angles = [angle for epoch in epochs for angle in list(of_blocks(epoch, "update_angle").values())[:-1]]
+            # Without the smallest one: that of the output layer, whose update is the gradient whatever the feedback.
+            angles = [angle for epoch in epochs for angle in sorted(of_blocks(epoch, "update_angle").values())[1:]]
+            cells = [f"{statistic(angles):.2g}" if angles else "" for statistic in (np.median, np.max)]
             lines.append(
                 f"| `{config}` | {name} | {len(results[0]['epochs'])} "
                 f"| {', '.join(format(accuracy, '.2f') for accuracy in accuracies)} | {np.mean(accuracies):.2f} "
-                f"| {format(max(angles), '.2f') if angles else ''} |"
+                f"| {' | '.join(cells)} |"
             )
     return "\n".join(lines)
 
 
 def plot() -> plt.Figure:
     """Validation accuracy over epochs, a curve for each seed, and a panel for each configuration."""
-    figure, axes = plt.subplots(1, len(CONFIGS), figsize=(10, 3.8), layout="constrained")
-    for panel, (config, title) in zip(axes, CONFIGS.items(), strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
+    for panel, (config, title) in zip(axes.flat, CONFIGS.items(), strict=False):
         for colour, (algorithm, name) in enumerate(ALGORITHMS.items()):
             for result in runs(config, algorithm):
                 epochs = [epoch["epoch"] for epoch in result["epochs"]]
@@ -56,8 +64,10 @@ def plot() -> plt.Figure:
         panel.set(title=title, xlabel="epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         style(panel)
-    axes[0].set_ylabel("validation accuracy (%)")
-    axes[-1].legend(frameon=False)
+    for row in axes:
+        row[0].set_ylabel("validation accuracy (%)")
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), frameon=False, loc="center")
     return figure
 
 
