@@ -40,7 +40,9 @@ class Preprocessing(NamedTuple):
 
 def normalise(preprocessing: Preprocessing, images: jax.Array) -> jax.Array:
     """(images / 255 - mean) / std; images uint8 [batch, height, width, channels]."""
-    mean, std = jnp.array(preprocessing.mean), jnp.array(preprocessing.std)
+    mean, std = (
+        jnp.broadcast_to(jnp.array(values), images.shape) for values in (preprocessing.mean, preprocessing.std)
+    )
     return (images.astype(float) / 255 - mean) / std
 
 
@@ -52,8 +54,8 @@ def augment(preprocessing: Preprocessing, images: jax.Array, key: jax.Array) -> 
     # Indices beyond an edge clipped to it are edge padding; reversed column indices are a flip; so one gather does all.
     row_shift = jax.random.randint(row_key, (batch, 1), -pad, pad + 1)
     column_shift = jax.random.randint(column_key, (batch, 1), -pad, pad + 1)
-    rows = jnp.clip(jnp.arange(height) + row_shift, 0, height - 1)
-    columns = jnp.clip(jnp.arange(width) + column_shift, 0, width - 1)
+    rows = jnp.clip(jnp.arange(height)[None] + row_shift, 0, height - 1)
+    columns = jnp.clip(jnp.arange(width)[None] + column_shift, 0, width - 1)
     if preprocessing.flip:
         columns = jnp.where(jax.random.bernoulli(flip_key, shape=(batch, 1)), columns[:, ::-1], columns)
     return images[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
@@ -128,7 +130,7 @@ def train_steps(
 
 
 def steps_one_by_one(step: Callable) -> Callable:
-    """As `train_steps` without `fixed`, of a compiled `one_step`: for programs that are slow in loops."""
+    """As `train_steps` without `fixed`, of a `one_step`: for programs that are slow in loops, or not compiled."""
 
     def steps(data, order, key, state, totals, first, count):
         done = 0
@@ -250,7 +252,7 @@ def measure_alignment(
             if jnp.issubdtype(clean.input.dtype, jnp.floating)
         ]
     jacobians = {
-        block.name: match_jacobian(block, params, feedback[block.name], x, probe_key, probes)
+        block.name: match_jacobian(block, params, feedback[block.name], x, jax.random.clone(probe_key), probes)
         for block, params, x in measuring
     }
     exact = backprop_gradients(bound, state.forward, images, labels)

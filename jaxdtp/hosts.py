@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdtp.config import ConfigError
+from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
 
 Result = TypeVar("Result")
@@ -73,6 +73,17 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
             raise
     finally:
         watch.cancel()
+
+
+def check_devices() -> None:
+    """Raise ConfigError where JAX has been told to use a platform that isn't there."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"JAX_PLATFORMS: got {jax.config.jax_platforms!r} ({one_line(str(error)) or 'no such devices'}); allowed: "
+            "platforms that JAX is installed for and this machine has, for example cpu; or nothing, to take the best"
+        ) from error
 
 
 def leave(message: str) -> None:

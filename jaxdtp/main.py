@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(argv)
         hosts.connect(*arguments.hosts)
+        hosts.check_devices()
         with contextlib.redirect_stdout(sys.stdout if hosts.is_first() else open(os.devnull, "w")):
             workdir = arguments.workdir or default_workdir(arguments.config_file)
             say(f"workdir: {workdir}")

@@ -41,7 +41,8 @@ def cosine(forward: ConfigDict) -> optax.Schedule:
     schedule would stay at its end.
     """
     initial, final = forward.learning_rate, forward.final_learning_rate
-    return lambda epoch: final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / forward.schedule_epochs)) / 2
+    angle = lambda epoch: jnp.pi * jnp.asarray(epoch, float) / forward.schedule_epochs  # noqa: E731
+    return lambda epoch: final + (initial - final) * (1 + jnp.cos(angle(epoch))) / 2
 
 
 def step(forward: ConfigDict) -> optax.Schedule:

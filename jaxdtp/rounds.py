@@ -1,5 +1,6 @@
 """The passes through the training data that a run consists of, and how one of them is done."""
 
+import functools
 import math
 import sys
 import time
@@ -183,6 +184,8 @@ def compile_steps(
     if step not in run.compiled:
         start = time.perf_counter()
         fixed = epoch.Fixed(step, run.network, run.settings, run.preprocessing, run.config.batch_size)
+        if jax.config.jax_disable_jit:
+            return epoch.steps_one_by_one(functools.partial(epoch.one_step, fixed))
         batch = (fixed, window.data, window.order, key, state, totals)
         traced = epoch.one_step.trace(*batch, 0)
         alone = slow_in_loops(traced.jaxpr)

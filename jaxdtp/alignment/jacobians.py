@@ -80,7 +80,7 @@ def match_jacobian(
         return jnp.stack([_sum_of_squares(vector, per_example) for vector in vectors])
 
     sums = jax.lax.map(squared_norms, jax.random.split(key, probes))
-    without_one = (jnp.sum(sums, axis=0) - sums) / (probes - 1)
+    without_one = (jnp.sum(sums, axis=0, keepdims=True) - sums) / (probes - 1)
     return (
         _jackknife(_relative_error, jnp.mean(sums, axis=0), without_one),
         _jackknife(_angle_from_norms, jnp.mean(sums, axis=0), without_one),

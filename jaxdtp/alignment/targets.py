@@ -61,7 +61,7 @@ def gauss_newton_targets(
     for block, clean in zip(network[:0:-1], passes[:0:-1], strict=True):
         (rows,) = jax.vmap(_pull_back(block, forward, clean))(rows)
         jacobian = rows.reshape(classes, len(change), -1).swapaxes(0, 1)
-        gram = jacobian @ jacobian.swapaxes(1, 2) + damping * jnp.eye(classes, dtype=change.dtype)
+        gram = jacobian @ jacobian.swapaxes(1, 2) + damping * jnp.eye(classes, dtype=change.dtype)[None]
         solved = jnp.linalg.solve(gram, change[..., None])[..., 0]
         targets.insert(0, clean.input + jnp.einsum("bkf,bk->bf", jacobian, solved).reshape(clean.input.shape))
     return targets

@@ -123,7 +123,7 @@ def _iterate(
             step=_where(state.active, taken, state.step),
             first_size=state.first_size,
             size=jnp.where(state.active, size, state.size),
-            count=state.count + state.active,
+            count=state.count + state.active.astype(state.count.dtype),
             active=active,
             diverged=state.diverged | grown,
             iteration=state.iteration + 1,
@@ -140,7 +140,7 @@ def _measurements(
 ) -> Measurements:
     tiny = jnp.finfo(target.dtype).tiny
     residual, before = _sizes(forward(below)[0] - target), _sizes(clean.output - target)
-    moved = reached.count > 0
+    moved = (reached.count > 0).astype(target.dtype)
     ratio = (reached.size / (reached.first_size + tiny)) ** (1 / jnp.maximum(reached.count, 1))
     return {
         "target_residual": jnp.mean(residual / (before + tiny)),

@@ -108,7 +108,7 @@ def direct_through_hidden(network: Network, hidden: Parameters, units: Units = E
     """
 
     def q(u: jax.Array) -> jax.Array:
-        return jnp.tanh(u @ hidden["kernel"] + hidden["bias"])
+        return jnp.tanh(u @ hidden["kernel"] + hidden["bias"][None])
 
     features, last = len(hidden["bias"]), len(network) - 1
     return tuple(

@@ -85,7 +85,8 @@ def init_state(network: Network, settings: Settings, key: jax.Array) -> TrainSta
         ValueError: `settings.feedback` isn't one entry for each path that the rule trains.
     """
     algorithm = settings.algorithm
-    forward, model = networks.init(network, key)
+    # Both sides begin with the same key, of which each makes numbers of its own.
+    forward, model = networks.init(network, jax.random.clone(key))
     if algorithm.paths == "layers":
         keys = jax.random.split(key, len(network))
         feedback = {

@@ -200,7 +200,7 @@ def classification_metrics(logits: jax.Array, labels: jax.Array, weights: jax.Ar
     of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)
     # How many other classes are not strictly below: ties and NaN count against.
     rank = jnp.sum(~(logits < of_label), axis=-1) - 1
-    values = {"loss": cross_entropy(logits, labels), "top1": rank < 1}
+    values = {"loss": cross_entropy(logits, labels), "top1": (rank < 1).astype(logits.dtype)}
     if logits.shape[-1] > 10:
-        values["top5"] = rank < 5
+        values["top5"] = (rank < 5).astype(logits.dtype)
     return {name: jnp.average(value, weights=weights) for name, value in values.items()}

@@ -287,7 +287,7 @@ def _squashed(units: Units, values: jax.Array) -> jax.Array:
 
 
 def _add_bias(values: jax.Array, params: Parameters) -> jax.Array:
-    return values + params["bias"] if "bias" in params else values
+    return values + jnp.broadcast_to(params["bias"], values.shape) if "bias" in params else values
 
 
 def _without_bias(params: Parameters) -> Parameters:

@@ -134,7 +134,9 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
 
     def forward(params: Any, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, Any, Any]:
         # For a derived feedback map the input is all that it must know.
-        y, switches, state = functions.apply(params, context.state, x, context.key)
+        # A step may pass through a block more than once, with the same dropout each time.
+        key = None if context.key is None else jax.random.clone(context.key)
+        y, switches, state = functions.apply(params, context.state, x, key)
         state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, context.state)
         return y, x if own is None else switches, state
 

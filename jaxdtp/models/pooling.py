@@ -68,7 +68,7 @@ def max_unpool(
         inside = (rows[:, None] < window) & (columns < window)
         positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
         written = cells + shifted if shared == "sum" else shifted
-        cells = jnp.where(shifted_switches == positions[:, None, :, None], written, cells)
+        cells = jnp.where(shifted_switches == positions[None, None, :, None, :, None], written, cells)
     padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.
