@@ -13,6 +13,7 @@ import numpy as np
 from jaxdtp import alignment
 from jaxdtp.alignment.jacobians import with_own_feedback
 from jaxdtp.alignment.updates import by_layers
+from jaxdtp.config import described
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.models.blocks import Block, Parameters, feedback
@@ -168,8 +169,13 @@ def _assert_mirrored(
     input_shape, output_shape = ((x.shape[0], *shape) for shape in (block.input_shape, block.output_shape))
     if x.shape != input_shape:
         raise AssertionError(f"block {block.name}: x is {x.shape}; expected {input_shape}, the block's input_shape")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise AssertionError(f"block {block.name}: x is {x.dtype}; expected floating point numbers")
     expected = f"expected {output_shape}, the block's output_shape"
     own = with_own_feedback(block, forward_params)
+    results = _shape_of(f"block {block.name}: forward", expected, block.forward, forward_params, x)
+    if not isinstance(results, tuple) or len(results) != 3:
+        raise AssertionError(f"block {block.name}: forward gives {results}; expected (y, switches, state)")
     y, switches, _ = _shape_of(f"block {block.name}: forward", expected, own.forward, forward_params, x)
     if y.shape != output_shape:
         raise AssertionError(f"block {block.name}: forward gives {y.shape}; {expected}")
@@ -185,8 +191,8 @@ def _assert_mirrored(
 def _shape_of(what: str, expected: str, function, *arguments):
     try:
         return jax.eval_shape(function, *arguments)
-    except (TypeError, ValueError) as error:
-        raise AssertionError(f"{what} fails; {expected}: {error}") from error
+    except Exception as error:  # whatever a user's block raises
+        raise AssertionError(f"{what} fails; {expected}: {described(error)}") from error
 
 
 @functools.partial(jax.jit, static_argnames="block")

@@ -25,6 +25,7 @@ from jaxdtp.build import (
 )
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim, remember
+from jaxdtp.config import resolve
 from jaxdtp.console import say
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
@@ -46,6 +47,7 @@ def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
 
     @functools.wraps(run)
     def wrapped(config, workdir):
+        config, workdir = resolve(config), Path(workdir)
         with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
             return run(config, workdir)
 
@@ -58,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     best epoch on the test data.
 
     Args:
-        config: as from `config.resolve`.
+        config: as from `default_config`, or `config.resolve`, which is done here.
         workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, plots/ and summary.json, all written
             by the first host.
 

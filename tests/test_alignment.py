@@ -318,3 +318,34 @@ def test_matmul_precision_reaches_every_product():
     assert "precision HIGHEST" in program("float32")
     assert "precision HIGHEST" not in program("bfloat16")
     assert program("tensorfloat32") != program("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda block: block._replace(forward=lambda params, x: block.forward(params, x)[0]),
+            r"forward gives .* \(y, switch",
+        ),
+        (
+            lambda block: block._replace(forward=lambda params, x: params["kernle"]),
+            "forward fails; .*KeyError: 'kernle'",
+        ),
+        (
+            lambda block: block._replace(project=lambda params, h: h @ params["kernle"]),
+            "feedback of .*KeyError: 'kernle'",
+        ),
+    ],
+)
+def test_helpers_name_the_block_whatever_is_wrong_with_it(change, words):
+    block = change(dense_block("upper", (4,), 3))
+    forward, feedback, _ = dense_block("upper", (4,), 3).init(jax.random.key(0))
+    with pytest.raises(AssertionError, match=f"block upper: {words}"):
+        assert_jacobian_matches_transpose(block, (forward, feedback), jnp.ones((2, 4)), max_degrees=1)
+
+
+def test_helpers_refuse_integers():
+    block = dense_block("upper", (4,), 3)
+    forward, feedback, _ = block.init(jax.random.key(0))
+    with pytest.raises(AssertionError, match="block upper: x is int32; expected floating point"):
+        assert_jacobian_matches_transpose(block, (forward, feedback), jnp.ones((2, 4), jnp.int32), max_degrees=1)

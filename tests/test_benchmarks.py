@@ -105,10 +105,10 @@ def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", command)
     compare.main()
     result = json.loads((tmp_path / "compare_digits_mlp.json").read_text())
-    assert [row["rule"] for row in result["rows"]] == ["bp", "dfa"]
+    assert [row["rule"] for row in result["rows"]] == ["dfa", "bp"]
     assert all(len(row["test_accuracies"]) == 1 and row["diverged"] == 0 for row in result["rows"])
-    assert result["rows"][0]["times_bp"] == 1.0
-    assert 0 < result["rows"][1]["gauss_newton_angle"] < 180
+    assert result["rows"][1]["times_bp"] == 1.0
+    assert 0 < result["rows"][0]["gauss_newton_angle"] < 180
     table = (tmp_path / "compare_digits_mlp.md").read_text()
     assert "| `dfa` | " in table
     assert (tmp_path / "compare_digits_mlp.png").read_bytes().startswith(b"\x89PNG")
@@ -118,6 +118,12 @@ def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypat
     monkeypatch.setattr(compare, "train_and_evaluate", None)
     compare.main()
     assert "(1 of 1 diverged)" in capsys.readouterr().out
+
+    # Rows of other rules stay.
+    monkeypatch.setattr("sys.argv", ["compare", "--rules=bp", *command[2:]])
+    compare.main()
+    result = json.loads((tmp_path / "compare_digits_mlp.json").read_text())
+    assert [(row["rule"], row["diverged"]) for row in result["rows"]] == [("dfa", 1), ("bp", 0)]
 
 
 def test_compare_names_a_rule_that_is_not_there(monkeypatch, capsys):

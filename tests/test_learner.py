@@ -215,3 +215,35 @@ def test_bad_rules_are_named():
         jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="magic")
     with pytest.raises(ValueError, match="rule: got 'ldrl', which feeds targets from block to block"):
         jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="ldrl").init(jax.random.key(0), IMAGES[:2])
+
+
+BATCHES = [
+    (
+        IMAGES[:4],
+        LABELS[:3],
+        r"labels: got int.. of shape \(3,\); allowed: integers of shape \(4,\), a class for each out",
+    ),
+    (IMAGES[:4], LABELS[:1], r"labels: got int.. of shape \(1,\); allowed: integers of shape \(4,\)"),
+    (IMAGES[:4], LABELS[:4].astype(np.float32), "labels: got float32 of shape"),
+    (IMAGES[:4], np.array([0, 1, 2, 10]), "labels: got 10; allowed: 0 to 9, the classes of block "),
+    (IMAGES[:4], jnp.array([0, -1, 2, 3]), "labels: got -1; allowed: 0 to 9, the classes of block "),
+]
+
+
+@pytest.mark.parametrize(("x", "labels", "words"), BATCHES)
+def test_labels_that_fit_nothing_are_named(x, labels, words):
+    learner = jaxdtp.learner(models.Shared(), optax.sgd(0.1))
+    state = learner.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=words):
+        learner.step(state, x, labels, jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "words"), [*BATCHES, (IMAGES[:4, :7], LABELS[:4], r"images: got shape \(4, 7, ")]
+)
+def test_a_batch_that_does_not_fit_is_named(x, labels, words):
+    network = jaxdtp.mlp((8, 8, 1), 10, hidden=(6,))
+    settings = jaxdtp.Settings(jaxdtp.ALGORITHMS["bp"], (), 1.0, optax.sgd(0.1))
+    state = jaxdtp.init_state(network, settings, jax.random.key(0))
+    with pytest.raises(ValueError, match=words):
+        jaxdtp.train_step(network, settings, state, x, labels, jax.random.key(1))

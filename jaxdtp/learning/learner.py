@@ -17,7 +17,7 @@ from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.feedback import FeedbackTraining
 from jaxdtp.learning.state import LayerTraining, Settings, TrainState, init_state
-from jaxdtp.learning.step import Metrics, train_step
+from jaxdtp.learning.step import Metrics, check_batch, train_step
 from jaxdtp.learning.targets import Loss, cross_entropy
 from jaxdtp.models import networks
 from jaxdtp.models.modules import network_of
@@ -123,9 +123,13 @@ def learner(
         return init_state(network, settings_for(network, len(x)), key)
 
     @jax.jit
-    def step(state: TrainState, x: jax.Array, labels: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def jitted(state: TrainState, x: jax.Array, labels: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         network = network_for(x)
         return train_step(network, settings_for(network, len(x)), state, x, labels, key)
+
+    def step(state: TrainState, x: jax.Array, labels: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        check_batch(network_for(x), loss, x, labels)
+        return jitted(state, x, labels, key)
 
     @jax.jit
     def predict(state: TrainState, x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdtp.learning import paths
@@ -62,7 +63,11 @@ def train_step(
         The new state, and metrics of the state before it: 'loss' (mean over the batch; cross-entropy in nats), of the
         cross-entropy 'top1' and, above 10 classes, 'top5' (shares of the batch), by block name 'activation' (root mean
         square of the output) and 'feedback_loss' (mean over the iterations), and whatever the target rule measures.
+
+    Raises:
+        ValueError: `check_batch`.
     """
+    check_batch(network, settings.loss, images, labels)
     algorithm, optimizer = settings.algorithm, settings.forward_optimizer
     learned = learn(network, settings, state, images, labels, key)
     updates, forward_optimizer = optimizer.update(learned.gradients, state.forward_optimizer, state.forward)
@@ -78,6 +83,35 @@ def train_step(
         forward_optimizer=forward_optimizer,
         feedback_optimizer=feedback_optimizer,
     ), pass_metrics(network, settings, learned.passes, labels) | learned.measured
+
+
+def check_batch(network: Network, loss: Loss, images: Any, labels: Any) -> None:
+    """Check that a batch fits the network and, for the cross-entropy, that its labels are classes: by their shapes and
+    types, and by their values where these are known, which within `jax.jit` they aren't.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    if tuple(images.shape[1:]) != network[0].input_shape:
+        raise ValueError(
+            f"images: got shape {tuple(images.shape)}; allowed: [batch, {', '.join(map(str, network[0].input_shape))}],"
+            f" the inputs of block {network[0].name}"
+        )
+    if loss is not cross_entropy:
+        return
+    shape, classes = (images.shape[0], *network[-1].output_shape[:-1]), network[-1].output_shape[-1]
+    if jnp.shape(labels) != shape or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"labels: got {jnp.result_type(labels)} of shape {jnp.shape(labels)}; allowed: integers of shape {shape}, "
+            f"a class for each output of block {network[-1].name}"
+        )
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        wrong = values[(values < 0) | (values >= classes)]
+        if wrong.size:
+            raise ValueError(
+                f"labels: got {wrong.flat[0]}; allowed: 0 to {classes - 1}, the classes of block {network[-1].name}"
+            )
 
 
 def learn(
