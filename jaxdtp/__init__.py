@@ -3,6 +3,8 @@
 The names that a notebook needs; everything else is imported from its module.
 """
 
+__version__ = "0.1.0"
+
 from jaxdtp.alignment import gradient_matching, jacobian_matching
 from jaxdtp.config import ConfigError, default_config, resolve
 from jaxdtp.epoch import Preprocessing, evaluate, train_steps

@@ -1,4 +1,9 @@
-"""The command: `python -m jaxdtp.main --config=configs/digits_mlp.py [--config.KEY=VALUE ...] [--workdir=DIR]`.
+"""The command: `jaxdtp --config=digits_mlp [--config.KEY=VALUE ...] [--workdir=DIR]`, or `python -m jaxdtp.main ...`.
+
+    jaxdtp --list                                      the configurations that come with it
+    jaxdtp --config=digits_mlp                         train by one of these
+    jaxdtp --config=my_config.py --workdir=runs/mine   train by a file of your own, or go on
+    jaxdtp --workdir=runs/mine --mode=eval             evaluate the best checkpoint
 
 Exit codes: 0 done, 2 bad input (one line says what), 3 training diverged, 4 stopped by a signal (SIGTERM, SIGINT,
 SIGHUP, SIGUSR1 or SIGUSR2), with the state saved, 5 the workdir can't be written, 6 other hosts can't be reached, 130
@@ -12,6 +17,7 @@ import re
 import runpy
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +25,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdtp import hosts
+from jaxdtp import __version__, hosts
 from jaxdtp.allowed import RULES
 from jaxdtp.claim import remembered
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
@@ -49,6 +55,11 @@ class Arguments(NamedTuple):
     workdir: Path | None
     mode: str
     hosts: tuple[str | None, int | None, int | None, int]
+
+
+def command() -> None:
+    """The console command."""
+    sys.exit(main(sys.argv))
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +96,7 @@ def parse(argv: list[str]) -> Arguments:
 
     Raises:
         ConfigError: a flag, a key or a value isn't allowed, or the configuration file can't be loaded.
-        SystemExit: it asks for help, which has been printed.
+        SystemExit: it asks for help, the version or the list of configurations, which has been printed.
     """
     values = command_flags()
     try:
@@ -94,6 +105,12 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"command line: {described(error)}; allowed: --help lists the flags") from error
     if values.help:
         say(f"{__doc__}{values.get_help(include_special_flags=False)}")
+        raise SystemExit(0)
+    if values.version:
+        say(f"jaxdtp {__version__}")
+        raise SystemExit(0)
+    if values.list:
+        say(*(f"{name:<26} {about(path)}" for name, path in shipped_configs().items()))
         raise SystemExit(0)
     workdir = values.workdir
     if workdir is not None and not (workdir and workdir.isprintable()):
@@ -115,7 +132,7 @@ def command_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     # Flags may stand behind the value of a configuration's key, which looks like the end of all flags until then.
     values.set_gnu_getopt()
-    flags.DEFINE_string("config", None, "Configuration file, for example configs/digits_mlp.py.", flag_values=values)
+    flags.DEFINE_string("config", None, "Configuration file, or the name of one that --list lists.", flag_values=values)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -141,6 +158,8 @@ def command_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_bool("help", False, "Print this.", flag_values=values)
+    flags.DEFINE_bool("version", False, "Print the version.", flag_values=values)
+    flags.DEFINE_bool("list", False, "List the configurations that come with jaxdtp.", flag_values=values)
     return values
 
 
@@ -193,19 +212,23 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
     """The configuration of a file, not validated yet.
 
     Args:
-        source: the file's name, and after a colon, if there is one, what to call its `get_config` with.
+        source: the file's name, or that of a configuration that comes with jaxdtp, and after a colon, if there is one,
+            what to call its `get_config` with.
         overrides: values to set, by dotted key.
 
     Raises:
         ConfigError: the file can't be read, fails, or returns something else.
     """
-    path, *argument = source.split(":", 1)
-    if not (path.isprintable() and os.path.isfile(path)):
+    name, *argument = source.split(":", 1)
+    path = shipped_configs().get(name, name)
+    if not (name.isprintable() and os.path.isfile(path)):
         raise ConfigError(
-            f"--config: got {shown(path)}; allowed: a configuration file, for example configs/digits_mlp.py"
+            f"--config: got {shown(name)}; allowed: a configuration file, for example configs/digits_mlp.py, or one of "
+            f"{', '.join(shipped_configs())}"
         )
     try:
-        config = runpy.run_path(path)["get_config"](*argument)
+        with importing_from(Path(path).resolve().parent):
+            config = runpy.run_path(str(path))["get_config"](*argument)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's file raises, SystemExit too
@@ -226,6 +249,33 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
                 "allowed: a ConfigDict, as from default_config()"
             ) from error
     return config
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with jaxdtp, by name: inside of an installed wheel, or beside it in a checkout."""
+    package = Path(__file__).parent
+    directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(directory.glob("*.py"))}
+
+
+def about(config_file: Path) -> str:
+    """The first line of what a configuration file says of itself."""
+    return (ast.get_docstring(ast.parse(config_file.read_text())) or "").partition("\n")[0]
+
+
+@contextlib.contextmanager
+def importing_from(directory: Path) -> Iterator[None]:
+    """Meanwhile modules can be imported from a directory, and from the working one, as by `python -m`; afterwards those
+    of that directory are forgotten, as other ones may have their names."""
+    path, modules = sys.path[:], set(sys.modules)
+    sys.path[:0] = [str(directory), os.getcwd()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{directory}{os.sep}"):
+                del sys.modules[name]
 
 
 def stored_config(workdir: str | None, overrides: dict[str, Any]) -> ConfigDict:
@@ -257,4 +307,4 @@ def default_workdir(config_file: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    command()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, command, final_state, records, run, run_process
 
+import jaxdtp
 from jaxdtp import main
 
 SHORT = ("--config.num_epochs=6", "--config.alignment.every_epochs=3")
@@ -188,3 +189,32 @@ def test_no_tensorflow_is_imported(tmp_path):
     )
     arguments = command("digits_mlp", "--config.algorithm=bp", "--config.num_epochs=1", f"--workdir={tmp_path}")[3:]
     subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, env=dict(os.environ))
+
+
+def printed(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main.main(["jaxdtp", *arguments])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_version_list_and_help(capsys):
+    assert printed(capsys, "--version") == f"jaxdtp {jaxdtp.__version__}\n"
+    listed = printed(capsys, "--list").splitlines()
+    assert {line.split()[0] for line in listed} == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert all(len(line.split()) > 3 for line in listed)
+    assert "jaxdtp --config=digits_mlp" in printed(capsys, "--help")
+
+
+def test_a_configuration_by_name_and_one_that_imports_its_sibling(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sibling.py").write_text("from jaxdtp import default_config\nEPOCHS = 1\n")
+    mine = "from sibling import EPOCHS, default_config\ndef get_config():\n    c = default_config()\n"
+    (tmp_path / "mine.py").write_text(f"{mine}    c.num_epochs, c.steps_per_epoch = EPOCHS, 2\n    return c\n")
+    monkeypatch.chdir(tmp_path.parent)
+    assert main.main(["jaxdtp", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/mine"]) == 0
+    assert "sibling" not in sys.modules
+    short = ["--config.num_epochs=1", "--config.steps_per_epoch=2"]
+    assert main.main(["jaxdtp", "--config=digits_mlp", *short, f"--workdir={tmp_path}/named"]) == 0
+    capsys.readouterr()
+    assert main.main(["jaxdtp", "--config=digits_mpl"]) == 2
+    assert "--config: got 'digits_mpl'; allowed: a configuration file, for" in capsys.readouterr().err
