@@ -5,6 +5,7 @@ from jaxdtp.config import default_config
 
 def get_config():
     config = default_config()
+    config.beside = ("ldrl_fast", "bp")
     config.num_epochs = 40
     config.batch_size = 32
     config.beta = 0.5

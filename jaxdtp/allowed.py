@@ -111,6 +111,7 @@ RULES = {
     "steps_per_epoch": _whole(0, LARGEST_INT32),
     "checkpoint_every_epochs": _whole(1),
     "algorithm": _one_of(ALGORITHMS),
+    "beside": _tuple_of(_one_of(ALGORITHMS)),
     "beta": _POSITIVE,
     "float64": _SWITCH,
     "matmul_precision": _one_of(("float32", "tensorfloat32", "bfloat16")),

@@ -15,6 +15,7 @@ from jaxdtp.config import ConfigError, flatten
 CONFIG = "config.json"
 
 MAY_CHANGE = (
+    "beside",
     "num_epochs",
     "checkpoint_every_epochs",
     "alignment.every_epochs",

@@ -24,6 +24,7 @@ def default_config() -> ConfigDict:
     config.steps_per_epoch = 0  # 0: as many as the training data gives
     config.checkpoint_every_epochs = 1
     config.algorithm = "ldrl"
+    config.beside = ()  # other algorithms that the command trains, too, unless it is told which one
     config.beta = 0.7  # step size of the output target
     config.float64 = False  # all numbers in double precision, which TPUs don't have
     config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU

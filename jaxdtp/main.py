@@ -25,7 +25,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdtp import __version__, hosts
+from jaxdtp import __version__, beside, hosts
 from jaxdtp.allowed import RULES
 from jaxdtp.claim import remembered
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
@@ -44,6 +44,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         config: of the run, validated.
+        beside: those of the other rules that are trained, too.
         config_file: where it comes from; None: from the workdir.
         workdir: directory of the run; None for a fresh one.
         mode: 'train' or 'eval'.
@@ -51,6 +52,7 @@ class Arguments(NamedTuple):
     """
 
     config: ConfigDict
+    beside: dict[str, ConfigDict]
     config_file: Path | None
     workdir: Path | None
     mode: str
@@ -71,8 +73,14 @@ def main(argv: list[str]) -> int:
         with contextlib.redirect_stdout(sys.stdout if hosts.is_first() else open(os.devnull, "w")):
             workdir = arguments.workdir or default_workdir(arguments.config_file)
             say(f"workdir: {workdir}")
-            run = train_and_evaluate if arguments.mode == "train" else evaluate_best
-            say(summary_table(run(arguments.config, workdir)))
+            if arguments.mode == "eval":
+                say(summary_table(evaluate_best(arguments.config, workdir)))
+                return 0
+            beside.prepare(workdir, arguments.beside)
+            summary = train_and_evaluate(arguments.config, workdir)
+            say(summary_table(summary))
+            if arguments.beside:
+                beside.train(workdir, arguments.config.algorithm, summary["test_accuracy"], arguments.beside)
         return 0
     except tuple(EXIT_CODES) as error:
         say(f"jaxdtp: {error}", to_errors=True)
@@ -117,9 +125,20 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
     overrides = parse_overrides(rest, list(values))
     config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
+    own = resolve(config, overrides)
+    others = {}
+    for rule in own.beside if "beside" in overrides or "algorithm" not in overrides else ():
+        if values.config:
+            with config.unlocked(), config.ignore_type():
+                config.algorithm = rule
+            others[rule] = resolve(config, overrides | {"algorithm": rule})
+        else:
+            others[rule] = resolve(stored_config(str(beside.directory(Path(workdir), rule)), overrides))
+    others.pop(own.algorithm, None)
     config_file = Path(values.config.partition(":")[0]) if values.config else None
     return Arguments(
-        resolve(config, overrides),
+        own,
+        others,
         config_file,
         Path(workdir) if workdir else None,
         values.mode,

@@ -13,23 +13,32 @@ from jaxdtp.reports import MANY, Record, of_blocks
 _COLOURS = colormaps["tab10"].colors
 
 
-def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
+def plot_run(workdir: Path, records: list[Record], title: str, start: Record | None = None) -> list[Path]:
     """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses,
     the angles between forward and feedback weights and what was measured of Jacobians, updates and targets, all over
-    epochs. Returns their paths."""
+    epochs.
+
+    Args:
+        workdir: of the run.
+        records: of its epochs.
+        title: above each figure.
+        start: what was measured before the first epoch, as epoch 0.
+
+    Returns:
+        Their paths.
+    """
+    measured = [{"epoch": 0} | start, *records] if start else records
     directory = workdir / "plots"
     directory.mkdir(exist_ok=True)
     figures = {
         "accuracy": _splits(records, "top1", "accuracy (%)", 100),
         "loss": _splits(records, "loss", "cross-entropy (nats)", 1),
-        "weight_angles": _blocks(records, "weight_angle", "angle of feedback to\ntransposed forward weights (degrees)"),
+        "weight_angles": _blocks(measured, "weight_angle", "angle of feedback to\ntransposed forward weights (°)"),
         "feedback_loss": _blocks(records, "feedback_loss", "feedback loss"),
-        "update_angles": _blocks(records, "update_angle", "angle of update to\nbackpropagation gradient (degrees)"),
-        "jacobian_angles": _blocks(
-            records, "jacobian_angle", "angle of feedback to\ntransposed forward Jacobian (degrees)"
-        ),
+        "update_angles": _blocks(measured, "update_angle", "angle of update to\nbackpropagation gradient (°)"),
+        "jacobian_angles": _blocks(measured, "jacobian_angle", "angle of feedback to\ntransposed forward Jacobian (°)"),
         "gauss_newton_angles": _blocks(
-            records, "gauss_newton_angle", "angle of targets' changes to\nthose of Gauss-Newton (degrees)"
+            measured, "gauss_newton_angle", "angle of targets' changes to\nthose of Gauss-Newton (°)"
         ),
         "target_contraction": _blocks(records, "target_contraction", "factor between steps\nof the inverse iterations"),
     }
@@ -37,14 +46,30 @@ def plot_run(workdir: Path, records: list[Record], title: str) -> list[Path]:
     for name, figure in figures.items():
         if figure is None:
             continue
-        axes = figure.axes[0]
-        axes.set(xlabel="epoch", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        style(axes)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=160, bbox_inches="tight")
+        paths.append(_finish(figure, directory / f"{name}.png", title))
     return paths
+
+
+def _finish(figure: Figure, path: Path, title: str) -> Path:
+    axes = figure.axes[0]
+    axes.set(xlabel="epoch", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    style(axes)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=160, bbox_inches="tight")
+    return path
+
+
+def plot_beside(workdir: Path, records: dict[str, list[Record]]) -> Path:
+    """Write workdir/plots/beside.png: accuracy over epochs, on validation data where there are any, by rule."""
+    held_out = all("validation_top1" in record for of_rule in records.values() for record in of_rule)
+    split = "validation" if held_out else "training"
+    figure, axes = _new_figure(f"{split} accuracy (%)")
+    key = "validation_top1" if held_out else "train_top1"
+    for index, (rule, of_rule) in enumerate(records.items()):
+        values = [100 * record[key] for record in of_rule]
+        axes.plot(_epochs(of_rule), values, "o-", color=_COLOURS[index % 10], markersize=3, linewidth=1, label=rule)
+    return _finish(figure, workdir / "plots" / "beside.png", "by the rules beside each other")
 
 
 def style(axes) -> None:
@@ -71,7 +96,7 @@ def _blocks(records: list[Record], metric: str, label: str):
         return None
     figure, axes = _new_figure(label)
     names = list(dict.fromkeys(name for record in records for name in of_blocks(record, metric)))
-    blocks = list(of_blocks(records[0], "activation"))
+    blocks = list(of_blocks(records[-1], "activation"))
     for index, name in enumerate(names):
         values = [record.get(f"{metric}/{name}", math.nan) for record in records]
         if len(names) > MANY:
@@ -83,6 +108,8 @@ def _blocks(records: list[Record], metric: str, label: str):
             # A block has the same colour in every figure, also where others are missing.
             colour = _COLOURS[(blocks.index(name) if name in blocks else index) % 10]
             axes.plot(_epochs(records), values, "o-", color=colour, markersize=4, label=name)
+    if metric.endswith("angle"):
+        axes.set_ylim(bottom=0)
     return figure
 
 

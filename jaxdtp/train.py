@@ -133,7 +133,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             say(reports.console_line(record), *reports.target_warnings(record))
 
         summary = summarise(workdir, network, preprocessing, fresh.state, test, records)
-        together(lambda: write_summary(config, workdir, records, summary), first_alone=True)
+        start = measure(run, 0, replicate(mesh, fresh.state), jax.random.fold_in(measure_key, 0))
+        together(lambda: write_summary(config, workdir, records, summary, start), first_alone=True)
     return summary
 
 
@@ -235,12 +236,14 @@ def write_epoch(run: Run, writer: Any, record: reports.Record, ended: Checkpoint
         checkpoints.save(run.workdir, ended)
 
 
-def write_summary(config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record) -> None:
-    """summary.json and the figures."""
+def write_summary(
+    config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record, start: reports.Record
+) -> None:
+    """summary.json and the figures, which begin with what was measured at the start."""
     from jaxdtp import plots  # imports Matplotlib
 
     reports.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plots.plot_run(workdir, records, title=f"{config.algorithm}, {config.network.name}, {config.dataset.name}")
+    plots.plot_run(workdir, records, f"{config.algorithm}, {config.network.name}, {config.dataset.name}", start)
 
 
 def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: int) -> reports.Record:

@@ -22,7 +22,11 @@ TIMINGS = ("seconds", "images_per_second")
 
 
 def command(config, *arguments):
-    return [sys.executable, "-m", "jaxdtp.main", f"--config={ROOT}/configs/{config}.py", *arguments]
+    """By the configuration's own rule alone, unless told otherwise."""
+    return [
+        *(sys.executable, "-m", "jaxdtp.main", f"--config={ROOT}/configs/{config}.py", "--config.beside=()"),
+        *arguments,
+    ]
 
 
 def run(config, *arguments, cwd=ROOT):

@@ -62,3 +62,25 @@ def test_a_workdir_without_a_run_is_told(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"beta": 0.1}')
     assert main.main(["jaxdtp", f"--workdir={tmp_path}", f"--config={ROOT}/configs/digits_mlp.py"]) == 2
     assert "belongs to a run with another configuration" in capsys.readouterr().err
+
+
+def test_rules_beside_each_other_are_one_command(tmp_path, capsys):
+    """All go on for longer from the workdir alone; the summary stays that of the configuration's own rule."""
+    config = f"--config={ROOT}/configs/digits_mlp.py"
+    assert main.main(["jaxdtp", config, *SHORT, "--config.num_epochs=1", f"--workdir={tmp_path}"]) == 0
+    assert main.main(["jaxdtp", f"--workdir={tmp_path}", "--config.num_epochs=2"]) == 0
+    told = capsys.readouterr().out
+    for rule, workdir in (("ldrl", tmp_path), *((rule, tmp_path / "beside" / rule) for rule in ("ldrl_fast", "bp"))):
+        assert json.loads((workdir / "config.json").read_text())["algorithm"] == rule
+        assert summary(workdir)["epochs"] == 2
+        accuracy = f"{summary(workdir)['test_accuracy']:.2%}"
+        assert f"{rule} test accuracy {accuracy}" in " ".join(told.split())
+    assert (tmp_path / "plots" / "beside.png").read_bytes().startswith(b"\x89PNG")
+
+    # Whoever asks for a rule gets that one.
+    alone = tmp_path / "alone"
+    assert (
+        main.main(["jaxdtp", config, *SHORT, "--config.num_epochs=1", "--config.algorithm=fa", f"--workdir={alone}"])
+        == 0
+    )
+    assert not (alone / "beside").exists()

@@ -1,0 +1,64 @@
+"""Other rules beside a configuration's own, each in a directory below the run's, and all in one picture."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxdtp import hosts, reports
+from jaxdtp.claim import check, remember, remembered
+from jaxdtp.console import say
+from jaxdtp.rounds import DivergedError
+from jaxdtp.train import train_and_evaluate
+
+Configs = dict[str, ConfigDict]
+"""Resolved configurations by rule."""
+
+
+def directory(workdir: Path, rule: str) -> Path:
+    """Of the run by another rule."""
+    return workdir / "beside" / rule
+
+
+def prepare(workdir: Path, configs: Configs) -> None:
+    """Write the configurations into their directories, so that `workdir` knows all of its runs from the beginning.
+
+    Raises:
+        ConfigError: one of them belongs to another configuration.
+    """
+
+    def write():
+        for rule, config in configs.items():
+            path = directory(workdir, rule)
+            check(path, config)
+            if remembered(path) is None:
+                path.mkdir(parents=True, exist_ok=True)
+                remember(path, config, 0)
+
+    hosts.together(write, first_alone=True)
+
+
+def train(workdir: Path, own: str, accuracy: float, configs: Configs) -> None:
+    """Train by the other rules, one after the other, then draw all of them in plots/beside.png.
+
+    Args:
+        workdir: of the finished run by the rule `own`.
+        own: its name.
+        accuracy: of it, on the test data.
+        configs: as from `prepare`. One that diverges is told, and the others go on.
+    """
+    accuracies = {own: accuracy}
+    for rule, config in configs.items():
+        say("")
+        try:
+            accuracies[rule] = train_and_evaluate(config, directory(workdir, rule))["test_accuracy"]
+        except DivergedError as error:
+            say(f"{rule}: {error}")
+    say("", *(f"  {rule:<14} test accuracy {accuracy:>10.2%}" for rule, accuracy in accuracies.items()))
+
+    def draw():
+        from jaxdtp import plots  # imports Matplotlib
+
+        workdirs = {own: workdir} | {rule: directory(workdir, rule) for rule in configs}
+        plots.plot_beside(workdir, {rule: reports.read_records(path) for rule, path in workdirs.items()})
+
+    hosts.together(draw, first_alone=True)
