@@ -114,7 +114,7 @@ def main() -> None:
     config.dataset.data_dir = parser.parse_args().data_dir
     config = resolve(config)
     dataset = data.load(config.dataset, config.seed)
-    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(network, settings, init_key)

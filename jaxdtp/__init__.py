@@ -21,6 +21,7 @@ from jaxdtp.models.modules import OwnFeedback, network_of
 from jaxdtp.models.networks import Network, lenet, logits, mlp, vgg
 from jaxdtp.rounds import DivergedError
 from jaxdtp.train import evaluate_best, train_and_evaluate
+from jaxdtp.trained import Trained, export, load
 
 __all__ = [
     "ALGORITHMS",
@@ -38,6 +39,7 @@ __all__ = [
     "Preprocessing",
     "Settings",
     "TrainState",
+    "Trained",
     "Units",
     "classification_metrics",
     "consecutive",
@@ -48,12 +50,14 @@ __all__ = [
     "direct_through_hidden",
     "evaluate",
     "evaluate_best",
+    "export",
     "gradient_matching",
     "init_feedback",
     "init_state",
     "jacobian_matching",
     "learner",
     "lenet",
+    "load",
     "logits",
     "match_feedback",
     "mlp",

@@ -123,9 +123,17 @@ def restore_newest(workdir: Path, like: TrainState) -> Checkpoint | None:
     return checkpoint
 
 
-def restore_best(workdir: Path, like: TrainState) -> Checkpoint:
-    """The intact checkpoint with the highest score; the rest as `restore_newest`, but nothing is moved."""
+def restore_best(workdir: Path, like: TrainState, step: int | None = None) -> Checkpoint:
+    """The intact checkpoint with the highest score, or that of a step; the rest as `restore_newest`, but nothing is
+    moved."""
     directory = _directory(workdir)
+    if step is not None:
+        kept = saved_steps(workdir)
+        if step not in kept:
+            raise ConfigError(
+                f"step: got {step}; allowed: one of {', '.join(map(str, kept)) or 'none'}, in {directory}"
+            )
+        return _first_intact(directory, [step], like)
     by_score = sorted(saved_steps(workdir), key=lambda step: _score(directory, step))
     return _first_intact(directory, by_score[::-1], like)
 

@@ -10,9 +10,10 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from jaxdtp import reports
-from jaxdtp.config import ConfigError, flatten
+from jaxdtp.config import ConfigError, default_config, flatten
 
 CONFIG = "config.json"
+DATA = "data.json"
 
 MAY_CHANGE = (
     "beside",
@@ -74,6 +75,49 @@ def remembered(workdir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
+
+
+def stored_config(workdir: Path | None, overrides: dict[str, Any] | None = None) -> ConfigDict:
+    """The configuration of the run in a workdir, not validated yet.
+
+    Args:
+        workdir: its directory, if one was given.
+        overrides: values to set, by dotted key.
+
+    Raises:
+        ConfigError: there is no run in it.
+    """
+    found = remembered(workdir) if workdir else None
+    if found is None:
+        what = f"there is no run in {workdir} yet" if workdir else "missing"
+        raise ConfigError(
+            f"--config: {what}; allowed: a configuration file, for example configs/digits_mlp.py, or the --workdir of "
+            "a run that was begun"
+        )
+    config = default_config()
+    config.when = ConfigDict()  # it was applied when the run was begun
+    config.update_from_flattened_dict(found | (overrides or {}))
+    return config
+
+
+def describe(workdir: Path, image_shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """Write what a run's model takes and gives, which its configuration alone doesn't say."""
+    content = {"image_shape": image_shape, "classes": classes}
+    reports.write_atomically(workdir / DATA, json.dumps(content, indent=2) + "\n")
+
+
+def described(workdir: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The image shape and the classes of the run in a directory.
+
+    Raises:
+        ConfigError: they aren't there.
+    """
+    path = workdir / DATA
+    try:
+        content = json.loads(path.read_text())
+        return tuple(content["image_shape"]), tuple(content["classes"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
 
 

@@ -46,12 +46,12 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test split of one data set."""
+    """Training, validation and test split of one data set, and the names of its classes, by label."""
 
     train: Split
     validation: Split
     test: Split
-    num_classes: int
+    classes: tuple[str, ...]
 
 
 def read(split: Split, positions: np.ndarray) -> Examples:
@@ -77,7 +77,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         ConfigError: the data set isn't there, is damaged, isn't an image classification data set with images of one
             size, or does not fit `dataset.mean` and `dataset.std`; or the cache can't be written.
     """
-    train, test, num_classes = _load_digits() if config.name == "digits" else _load_tfds(config)
+    train, test, classes = _load_digits() if config.name == "digits" else _load_tfds(config)
     channels = train.images.shape[-1]
     for key in ("mean", "std"):
         if len(config[key]) != channels:
@@ -88,10 +88,10 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(train.rows))
     validation_size = round(config.validation_fraction * len(order))
     held_out, kept = np.sort(order[:validation_size]), np.sort(order[validation_size:])
-    return Dataset(train._replace(rows=kept), train._replace(rows=held_out), test, num_classes)
+    return Dataset(train._replace(rows=kept), train._replace(rows=held_out), test, classes)
 
 
-def _load_digits() -> tuple[Split, Split, int]:
+def _load_digits() -> tuple[Split, Split, tuple[str, ...]]:
     """scikit-learn's 1,797 digits of 8x8 pixels, a fixed fifth of them for testing."""
     from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
     from sklearn.model_selection import train_test_split
@@ -100,14 +100,14 @@ def _load_digits() -> tuple[Split, Split, int]:
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int32)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-    return _whole(images[train], labels[train]), _whole(images[test], labels[test]), 10
+    return _whole(images[train], labels[train]), _whole(images[test], labels[test]), tuple("0123456789")
 
 
 def _whole(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images, labels, np.arange(len(labels)))
 
 
-def _load_tfds(config: ConfigDict) -> tuple[Split, Split, int]:
+def _load_tfds(config: ConfigDict) -> tuple[Split, Split, tuple[str, ...]]:
     """Training and test split of a TFDS builder, from the cache where it holds this very data set."""
     builder = _builder(config)
     cache_dir = Path(os.path.expanduser(config.cache_dir or "~/.cache/jaxdtp"))
@@ -120,7 +120,7 @@ def _load_tfds(config: ConfigDict) -> tuple[Split, Split, int]:
                 "allowed: data sets with a train split and a test or validation split"
             )
     train, test = (_load_split(builder, name, cache_dir) for name in ("train", test_split))
-    return train, test, builder.info.features["label"].num_classes
+    return train, test, tuple(builder.info.features["label"].names)
 
 
 def _builder(config: ConfigDict):

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdtp import __version__, beside, hosts
 from jaxdtp.allowed import RULES
-from jaxdtp.claim import remembered
+from jaxdtp.claim import stored_config
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
@@ -124,6 +124,7 @@ def parse(argv: list[str]) -> Arguments:
     if workdir is not None and not (workdir and workdir.isprintable()):
         raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
     overrides = parse_overrides(rest, list(values))
+    workdir = Path(workdir) if workdir else None
     config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
     own = resolve(config, overrides)
     others = {}
@@ -133,14 +134,14 @@ def parse(argv: list[str]) -> Arguments:
                 config.algorithm = rule
             others[rule] = resolve(config, overrides | {"algorithm": rule})
         else:
-            others[rule] = resolve(stored_config(str(beside.directory(Path(workdir), rule)), overrides))
+            others[rule] = resolve(stored_config(beside.directory(workdir, rule), overrides))
     others.pop(own.algorithm, None)
     config_file = Path(values.config.partition(":")[0]) if values.config else None
     return Arguments(
         own,
         others,
         config_file,
-        Path(workdir) if workdir else None,
+        workdir,
         values.mode,
         (values.coordinator, values.num_processes, values.process_id, values.connect_timeout),
     )
@@ -295,29 +296,6 @@ def importing_from(directory: Path) -> Iterator[None]:
         for name in set(sys.modules) - modules:
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{directory}{os.sep}"):
                 del sys.modules[name]
-
-
-def stored_config(workdir: str | None, overrides: dict[str, Any]) -> ConfigDict:
-    """The configuration of the run in a workdir, not validated yet.
-
-    Args:
-        workdir: its name, if one was given.
-        overrides: values to set, by dotted key.
-
-    Raises:
-        ConfigError: there is no run in it.
-    """
-    stored = remembered(Path(workdir)) if workdir else None
-    if stored is None:
-        found = f"there is no run in {workdir} yet" if workdir else "missing"
-        raise ConfigError(
-            f"--config: {found}; allowed: a configuration file, for example configs/digits_mlp.py, or the --workdir of "
-            "a run that was begun"
-        )
-    config = default_config()
-    config.when = ConfigDict()  # it was applied when the run was begun
-    config.update_from_flattened_dict(stored | overrides)
-    return config
 
 
 def default_workdir(config_file: Path) -> Path:

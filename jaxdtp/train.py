@@ -24,7 +24,7 @@ from jaxdtp.build import (
     steps_in_epoch,
 )
 from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.claim import check, claim, remember
+from jaxdtp.claim import check, claim, describe, remember
 from jaxdtp.config import resolve
 from jaxdtp.console import say
 from jaxdtp.epoch import Preprocessing
@@ -78,7 +78,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
 
     dataset = together(lambda: data.load(config.dataset, config.seed))
     steps = steps_in_epoch(config, dataset)
-    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     check_memory(config, network, device_memory())
     settings = build_settings(config, network, steps)
     preprocessing = build_preprocessing(config)
@@ -89,7 +89,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
 
     with contextlib.ExitStack() as held:
         together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
-        checkpoint, records = resume(config, workdir, fresh)
+        checkpoint, records = resume(config, workdir, dataset, fresh)
         sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
         say(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
         feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
@@ -149,7 +149,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
         ConfigError: `workdir` holds no checkpoint, or belongs to another configuration.
     """
     dataset = together(lambda: data.load(config.dataset, config.seed))
-    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
     together(lambda: check(workdir, config), first_alone=True)
     like = jax.device_get(init_state(network, settings, jax.random.key(config.seed)))
@@ -177,7 +177,9 @@ def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
     return f"{words}, beside biases and scales {', '.join(others)}" if others else words
 
 
-def resume(config: ConfigDict, workdir: Path, fresh: Checkpoint) -> tuple[Checkpoint, list[reports.Record]]:
+def resume(
+    config: ConfigDict, workdir: Path, dataset: data.Dataset, fresh: Checkpoint
+) -> tuple[Checkpoint, list[reports.Record]]:
     """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
 
     def read():
@@ -186,6 +188,7 @@ def resume(config: ConfigDict, workdir: Path, fresh: Checkpoint) -> tuple[Checkp
         records = reports.read_records(workdir, int(found.state.step))
         done = records[-1]["epoch"] if records else 0
         remember(workdir, config, done)
+        describe(workdir, dataset.train.images.shape[1:], dataset.classes)
         reports.write_records(workdir, records)
         if found.score > -math.inf and done < config.num_epochs and done % config.checkpoint_every_epochs:
             # Saved because the run ended there, which it no longer does.

@@ -64,7 +64,7 @@ def final_state(workdir):
         config.update_from_flattened_dict(json.loads((workdir / "config.json").read_text()))
     config = resolve(config)
     dataset = data.load(config.dataset, config.seed)
-    network = build_network(config, dataset.train.images.shape[1:], dataset.num_classes)
+    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     like = init_state(network, build_settings(config, network, steps_in_epoch(config, dataset)), jax.random.key(0))
     return checkpoints.restore_newest(workdir, like).state
 

@@ -287,7 +287,7 @@ def test_steps_in_an_epoch_and_in_a_run(changes, words):
     config = default_config()
     config.update_from_flattened_dict({"batch_size": 10} | changes)
     split = Split(np.zeros((100, 8, 8, 1), np.uint8), np.zeros(100, np.int32), np.arange(100))
-    dataset = Dataset(split, split, split, 10)
+    dataset = Dataset(split, split, split, tuple("0123456789"))
     with pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext():
         assert steps_in_epoch(resolve(config), dataset) == 10
 
@@ -297,7 +297,7 @@ def test_a_run_has_no_more_steps_than_int32_counts():
     config.batch_size, config.num_epochs = 1, 2**31 // 3000 + 1
     split = Split(np.zeros((3000, 1, 1, 1), np.uint8), np.zeros(3000, np.int32), np.arange(3000))
     with pytest.raises(ConfigError, match=r"config.num_epochs: got 715828, .* up to 715827 times"):
-        steps_in_epoch(resolve(config), Dataset(split, split, split, 10))
+        steps_in_epoch(resolve(config), Dataset(split, split, split, tuple("0123456789")))
 
 
 def test_no_data_left_for_training():
@@ -309,4 +309,4 @@ def test_no_data_left_for_training():
     with pytest.raises(
         ConfigError, match=r"config.dataset.validation_fraction: got 0.9999; allowed: .* of the 30 images"
     ):
-        steps_in_epoch(resolve(config), Dataset(none, some, some, 10))
+        steps_in_epoch(resolve(config), Dataset(none, some, some, tuple("0123456789")))

@@ -1,0 +1,106 @@
+"""What a run has trained, to be used: by itself on raw images, or elsewhere as plain Flax parameters."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxdtp import checkpoints
+from jaxdtp.build import build_network, build_preprocessing, build_settings
+from jaxdtp.claim import described, stored_config
+from jaxdtp.config import ConfigError, resolve
+from jaxdtp.epoch import Preprocessing, normalise
+from jaxdtp.learning.state import init_state
+from jaxdtp.models import networks
+from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
+
+
+class Trained(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        step: of the checkpoint.
+        network: its blocks.
+        params: forward parameters by block name, in Flax's layout.
+        model: what blocks keep without learning it, such as batch statistics, by block name.
+        preprocessing: how uint8 images become the network's input.
+        classes: their names, by label.
+        predict: `predict(images)` to logits, [batch, classes]; images uint8 [batch, height, width, channels]. Jitted.
+    """
+
+    step: int
+    network: Network
+    params: NetworkParameters
+    model: NetworkState
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    predict: Callable[[Any], jax.Array]
+
+
+def load(workdir: str | Path, step: int | None = None) -> Trained:
+    """What the run in a directory has trained.
+
+    Args:
+        workdir: of the run.
+        step: of a checkpoint that it has kept; None: of the best one.
+
+    Raises:
+        ConfigError: there is no run in `workdir`, or no such checkpoint.
+    """
+    workdir = Path(workdir)
+    config = resolve(stored_config(workdir))
+    image_shape, classes = described(workdir)
+    with jax.enable_x64(config.float64):
+        network = build_network(config, image_shape, len(classes))
+        settings = build_settings(config, network, steps_per_epoch=1)  # which only the learning rates depend on
+        like = jax.eval_shape(lambda key: init_state(network, settings, key), jax.random.key(0))
+        found = checkpoints.restore_best(workdir, like, step)
+    state, preprocessing = found.state, build_preprocessing(config)
+    bound = networks.bind(network, state.model)
+
+    @jax.jit
+    def logits(images: jax.Array) -> jax.Array:
+        return networks.logits(bound, state.forward, normalise(preprocessing, images))
+
+    def predict(images: Any) -> jax.Array:
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != image_shape:
+            raise ConfigError(
+                f"images: got {images.dtype} of shape {images.shape}; allowed: uint8 of shape [batch, "
+                f"{', '.join(map(str, image_shape))}], as the data set has them"
+            )
+        with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
+            return logits(images)
+
+    return Trained(int(state.step), network, state.forward, state.model, preprocessing, classes, predict)
+
+
+def export(trained: Trained, path: str | Path) -> Path:
+    """Write the forward parameters, and batch statistics and the like where there are any, as plain Flax variables.
+
+    Args:
+        trained: as from `load`.
+        path: of the file to write. `.msgpack`: as `flax.serialization.msgpack_restore` reads them, {'params': ...,
+            'batch_stats': ...} by block name; `.safetensors`: under names with points between.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    path, variables = Path(path), {"params": trained.params}
+    for block, collections in trained.model.items():
+        for collection, values in collections.items():
+            variables.setdefault(collection, {})[block] = values
+    variables = jax.tree.map(np.asarray, variables)
+    if path.suffix == ".msgpack":
+        path.write_bytes(flax.serialization.msgpack_serialize(variables))
+    elif path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(flax.traverse_util.flatten_dict(variables, sep="."), path)
+    else:
+        raise ConfigError(f"path: got {path}; allowed: a name that ends in .msgpack or .safetensors")
+    return path
