@@ -113,6 +113,7 @@ RULES = {
     "algorithm": _one_of(ALGORITHMS),
     "beside": _tuple_of(_one_of(ALGORITHMS)),
     "beta": _POSITIVE,
+    "trackers": _tuple_of(_TEXT),
     "float64": _SWITCH,
     "matmul_precision": _one_of(("float32", "tensorfloat32", "bfloat16")),
     "network.name": _one_of((*NETWORKS, *MODULES)),

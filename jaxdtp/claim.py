@@ -17,6 +17,7 @@ DATA = "data.json"
 
 MAY_CHANGE = (
     "beside",
+    "trackers",
     "num_epochs",
     "checkpoint_every_epochs",
     "alignment.every_epochs",

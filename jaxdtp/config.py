@@ -26,6 +26,7 @@ def default_config() -> ConfigDict:
     config.algorithm = "ldrl"
     config.beside = ()  # other algorithms that the command trains, too, unless it is told which one
     config.beta = 0.7  # step size of the output target
+    config.trackers = ("tensorboard",)  # of metrics: tensorboard, wandb, mlflow, or FILE.py:NAME, see trackers.py
     config.float64 = False  # all numbers in double precision, which TPUs don't have
     config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU
 

@@ -1,4 +1,4 @@
-"""What a run tells: a line per epoch on the console, metrics.jsonl, TensorBoard, summary.json and the closing table."""
+"""What a run tells: a line per epoch on the console, metrics.jsonl, summary.json and the closing table."""
 
 import json
 import math
@@ -102,13 +102,6 @@ def read_records(workdir: Path, last_step: float = math.inf) -> list[Record]:
 def write_records(workdir: Path, records: list[Record]) -> None:
     """Replace metrics.jsonl."""
     write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-
-
-def write_tensorboard(writer, record: Record) -> None:
-    """One epoch's numbers as TensorBoard scalars (`writer`: tensorboardX.SummaryWriter)."""
-    for key, value in record.items():
-        writer.add_scalar(key, value, record["epoch"])
-    writer.flush()
 
 
 def summary_table(summary: Record) -> str:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +36,7 @@ from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, make_mesh, replicate
 from jaxdtp.rounds import Progress, Run, round_at, train_round
 from jaxdtp.signals import stop_requests
+from jaxdtp.trackers import Tracker, track
 
 EVALUATION_BATCH = 500
 
@@ -74,8 +74,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         StoppedError: SIGINT or SIGTERM was received; the state is saved.
         hosts.StorageError: `workdir` can no longer be written.
     """
-    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
-
     dataset = together(lambda: data.load(config.dataset, config.seed))
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
@@ -103,9 +101,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             layers = layer_parameters(network, fresh.state)
             say(single_parameters(fresh.state, layers))
         run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), compiled={})
-        events = workdir / "tensorboard"
-        writer = SummaryWriter(str(events), purge_step=len(records) + 1, write_to_disk=hosts.is_first())
-        held.enter_context(writer)
+        tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
 
         state, progress = replicate(mesh, checkpoint.state), Progress(**checkpoint.progress)
@@ -129,12 +125,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             # Without validation data the last epoch is the best.
             score = record.get("validation_top1", float(round.epoch))
             ended = Checkpoint(jax.device_get(state), score, progress._asdict())
-            together(functools.partial(write_epoch, run, writer, record, ended), first_alone=True)
+            together(functools.partial(write_epoch, run, tracker, record, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
 
         summary = summarise(workdir, network, preprocessing, fresh.state, test, records)
         start = measure(run, 0, replicate(mesh, fresh.state), jax.random.fold_in(measure_key, 0))
         together(lambda: write_summary(config, workdir, records, summary, start), first_alone=True)
+        together(lambda: tracker.finish(summary), first_alone=True)
     return summary
 
 
@@ -231,10 +228,10 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
     return record
 
 
-def write_epoch(run: Run, writer: Any, record: reports.Record, ended: Checkpoint) -> None:
+def write_epoch(run: Run, tracker: Tracker, record: reports.Record, ended: Checkpoint) -> None:
     """An epoch's metrics and, every so many epochs and after the last one, its checkpoint."""
     reports.append_record(run.workdir, record)
-    reports.write_tensorboard(writer, record)
+    tracker.log(record)
     if record["epoch"] % run.config.checkpoint_every_epochs == 0 or record["epoch"] == run.config.num_epochs:
         checkpoints.save(run.workdir, ended)
 
