@@ -1,6 +1,6 @@
-"""Everything that wants a GPU, in calls of a few minutes each: step times, and 90 epochs of VGG by each rule.
+"""Everything that wants a GPU, in calls of a few minutes each: step times, and whole runs of VGG and ResNet-20.
 
-VGG runs are of CIFAR-10, with the settings of its configurations, in TF32.
+The runs are of CIFAR-10, with the settings of their configurations, in TF32.
 
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 
@@ -21,6 +21,8 @@ from benchmarks.record import RESULTS
 RUNS = {
     "cifar10_vgg_bp": ["--config=configs/cifar10_vgg.py", "--config.algorithm=bp"],
     "cifar10_vgg_fast": ["--config=configs/cifar10_vgg_fast.py"],
+    "cifar10_resnet20_bp": ["--config=configs/cifar10_resnet20_fast.py", "--config.algorithm=bp"],
+    "cifar10_resnet20_fast": ["--config=configs/cifar10_resnet20_fast.py"],
     "cifar10_vgg": ["--config=configs/cifar10_vgg.py"],
 }
 TRAINING = ["--config.matmul_precision=tensorfloat32", "--config.alignment.every_epochs=10"]
@@ -28,6 +30,8 @@ SMALL_TRAINING = ["--config.num_epochs=2", "--config.steps_per_epoch=2", "--conf
 STEP_TIMES = [
     ["--network=vgg", "--batch=128", "--precision=float32"],
     ["--network=vgg", "--batch=128", "--precision=tensorfloat32"],
+    ["--network=resnet20", "--batch=128", "--precision=tensorfloat32"],
+    ["--network=resnet18", "--batch=128", "--precision=tensorfloat32"],
     ["--network=lenet", "--batch=256", "--precision=tensorfloat32"],
 ]
 SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]

@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
     config.dataset = ConfigDict(type_safe=False)
     config.dataset.name = "digits"  # scikit-learn's digits, or the name of a TFDS builder
     config.dataset.data_dir = ""  # of TFDS; empty: TFDS's own default
-    config.dataset.cache_dir = ""  # of decoded images; empty: ~/.cache/jaxdtp
+    config.dataset.cache_dir = ""  # of decoded images; empty: jaxdtp in XDG_CACHE_HOME or ~/.cache
     config.dataset.validation_fraction = 0.1  # of the training data
     config.dataset.mean = (0.5,)  # by channel, of pixels in [0, 1]
     config.dataset.std = (0.5,)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxdtp import cache
 from jaxdtp.config import ConfigError
 from jaxdtp.console import Unfailing
+from jaxdtp.places import cache_home, local
 
 
 class Examples(NamedTuple):
@@ -110,7 +111,7 @@ def _whole(images: np.ndarray, labels: np.ndarray) -> Split:
 def _load_tfds(config: ConfigDict) -> tuple[Split, Split, tuple[str, ...]]:
     """Training and test split of a TFDS builder, from the cache where it holds this very data set."""
     builder = _builder(config)
-    cache_dir = Path(os.path.expanduser(config.cache_dir or "~/.cache/jaxdtp"))
+    cache_dir = local(config.cache_dir, "config.dataset.cache_dir") if config.cache_dir else cache_home()
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     test_split = "test" if "test" in filled else "validation"
     for name in ("train", test_split):

@@ -31,6 +31,7 @@ from jaxdtp.claim import stored_config
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
+from jaxdtp.places import local
 from jaxdtp.reports import summary_table
 from jaxdtp.rounds import DivergedError
 from jaxdtp.signals import StoppedError
@@ -124,7 +125,7 @@ def parse(argv: list[str]) -> Arguments:
     if workdir is not None and not (workdir and workdir.isprintable()):
         raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
     overrides = parse_overrides(rest, list(values))
-    workdir = Path(workdir) if workdir else None
+    workdir = local(workdir, "--workdir") if workdir else None
     config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
     own = resolve(config, overrides)
     others = {}
@@ -239,15 +240,15 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
     Raises:
         ConfigError: the file can't be read, fails, or returns something else.
     """
-    name, *argument = source.split(":", 1)
-    path = shipped_configs().get(name, name)
+    name, *argument = re.split(":(?!/)", source, maxsplit=1)  # the colon of a URL is part of its name
+    path = shipped_configs().get(name) or local(name, "--config")
     if not (name.isprintable() and os.path.isfile(path)):
         raise ConfigError(
             f"--config: got {shown(name)}; allowed: a configuration file, for example configs/digits_mlp.py, or one of "
             f"{', '.join(shipped_configs())}"
         )
     try:
-        with importing_from(Path(path).resolve().parent):
+        with importing_from(path.resolve().parent):
             config = runpy.run_path(str(path))["get_config"](*argument)
     except KeyboardInterrupt:
         raise

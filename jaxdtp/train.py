@@ -34,6 +34,7 @@ from jaxdtp.learning.step import Metrics
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
 from jaxdtp.parallel import device_memory, make_mesh, replicate
+from jaxdtp.places import local
 from jaxdtp.rounds import Progress, Run, round_at, train_round
 from jaxdtp.signals import stop_requests
 from jaxdtp.trackers import Tracker, track
@@ -47,7 +48,7 @@ def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
 
     @functools.wraps(run)
     def wrapped(config, workdir):
-        config, workdir = resolve(config), Path(workdir)
+        config, workdir = resolve(config), local(str(workdir), "workdir")
         with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
             return run(config, workdir)
 

@@ -17,6 +17,7 @@ from jaxdtp.epoch import Preprocessing, normalise
 from jaxdtp.learning.state import init_state
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
+from jaxdtp.places import local
 
 
 class Trained(NamedTuple):
@@ -51,7 +52,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     Raises:
         ConfigError: there is no run in `workdir`, or no such checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = local(str(workdir), "workdir")
     config = resolve(stored_config(workdir))
     image_shape, classes = described(workdir)
     with jax.enable_x64(config.float64):

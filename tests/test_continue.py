@@ -1,12 +1,16 @@
 """A run goes on for longer, and its workdir knows its configuration."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from commands import ROOT, TIMINGS, final_state, records, run
 
+import jaxdtp
 from jaxdtp import main
+from jaxdtp.places import cache_home
 
 SHORT = ("--config.steps_per_epoch=10",)
 
@@ -84,3 +88,32 @@ def test_rules_beside_each_other_are_one_command(tmp_path, capsys):
         == 0
     )
     assert not (alone / "beside").exists()
+
+
+def test_the_home_directory_counts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text((ROOT / "configs" / "digits_mlp.py").read_text())
+    short = [*SHORT, "--config.num_epochs=1", "--config.beside=()"]
+    assert main.main(["jaxdtp", "--config=~/mine.py", *short, "--workdir=~/run"]) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert main.main(["jaxdtp", "--workdir=~/run", "--mode=eval"]) == 0
+    assert jaxdtp.load("~/run").step == 10
+    assert not (tmp_path / "~").exists()
+    capsys.readouterr()
+    for key, flag in (("--workdir", "--workdir=gs://bucket/run"), ("--config", "--config=s3://bucket/x.py")):
+        assert main.main(["jaxdtp", "--config=~/mine.py", *short, flag]) == 2
+        assert f"{key}: got " in (told := capsys.readouterr().err)
+        assert "allowed: a local path, nothing on " in told
+    with pytest.raises(ValueError, match=r"workdir: got 'gs:/bucket/run'; allowed: a local path"):
+        jaxdtp.train_and_evaluate(jaxdtp.default_config(), Path("gs://bucket/run"))
+    assert not list(tmp_path.glob("gs*"))
+
+
+def test_caches_go_where_the_system_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_home() == tmp_path / "cache" / "jaxdtp"
+    for other in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", other)
+        assert cache_home() == tmp_path / "home" / ".cache" / "jaxdtp"
