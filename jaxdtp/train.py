@@ -48,13 +48,23 @@ def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
 
     @functools.wraps(run)
     def wrapped(config, workdir):
-        config, workdir = resolve(config), local(str(workdir), "workdir")
         with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
             return run(config, workdir)
 
     return wrapped
 
 
+def resolved(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
+    """`run(config, workdir)` of a configuration and a directory as users have them."""
+
+    @functools.wraps(run)
+    def wrapped(config, workdir):
+        return run(resolve(config), local(str(workdir), "workdir"))
+
+    return wrapped
+
+
+@resolved
 @in_precision
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     """Train on all devices of all hosts, going on from the newest intact checkpoint in `workdir`, then evaluate the
@@ -136,6 +146,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     return summary
 
 
+@resolved
 @in_precision
 def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     """Evaluate the best checkpoint in `workdir` on the test data.

@@ -55,7 +55,7 @@ def builder(directory: Path, sizes: dict[str, int], shape=(6, 5, 3), num_classes
         splits[name] = SimpleNamespace(filepaths=[record], num_examples=size, shard_lengths=[size])
     features = {
         "image": SimpleNamespace(shape=shape, np_dtype=np.uint8),
-        "label": SimpleNamespace(num_classes=num_classes),
+        "label": SimpleNamespace(num_classes=num_classes, names=[str(label) for label in range(num_classes)]),
     }
     decoded = []
 

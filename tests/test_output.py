@@ -18,7 +18,7 @@ def line(workdir):
     "output",
     [
         "| head -n 1",
-        "> /dev/full",
+        pytest.param("> /dev/full", marks=pytest.mark.slow),
         "> /dev/full 2>&1",
         ">&- 2>&-",
         pytest.param("2> /dev/full", marks=pytest.mark.slow),

@@ -9,11 +9,11 @@ from commands import ROOT, command, records, run
 SHORT = ("--config.num_epochs=1", "--config.steps_per_epoch=3", "--config.alignment.every_epochs=1")
 SAME = [
     "JAX_DEBUG_KEY_REUSE=1",
-    "JAX_DISABLE_JIT=1",
     "JAX_NUMPY_DTYPE_PROMOTION=strict",
     "JAX_NUMPY_RANK_PROMOTION=raise",
 ]
 SAME_SLOW = [
+    "JAX_DISABLE_JIT=1",
     "JAX_DEBUG_NANS=1",
     "JAX_ENABLE_X64=1",
     "JAX_DEBUG_INFS=1",
@@ -68,7 +68,7 @@ def test_a_switch_that_changes_random_numbers_trains(tmp_path, switch):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)])
 def test_a_platform_that_is_not_there_is_told_in_one_line(tmp_path, platform):
     result = trained(f"JAX_PLATFORMS={platform}", tmp_path)
     if result.returncode == 0:
