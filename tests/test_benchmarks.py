@@ -27,6 +27,7 @@ class Small:
         return config
 
 
+@pytest.mark.slow
 def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     configs = Small(cifar10_lenet, SIZES), Small(cifar10_lenet_fast, SIZES)
     monkeypatch.setattr(step_time, "CONFIGS", {"lenet": configs})

@@ -44,7 +44,7 @@ def assert_same_end(workdir, whole):
     [
         signal.SIGTERM,
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        signal.SIGHUP,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
     ],
@@ -66,6 +66,7 @@ def test_a_signal_stops_saves_and_exits_4_and_the_run_goes_on(whole, tmp_path, n
     assert_same_end(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_under_nohup_a_lost_terminal_changes_nothing(whole, tmp_path):
     process = start("digits_mlp", *SHORT, f"--workdir={tmp_path}", by=["nohup"])
     for line in process.stdout:

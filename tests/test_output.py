@@ -19,7 +19,7 @@ def line(workdir):
     [
         "| head -n 1",
         pytest.param("> /dev/full", marks=pytest.mark.slow),
-        "> /dev/full 2>&1",
+        pytest.param("> /dev/full 2>&1", marks=pytest.mark.slow),
         ">&- 2>&-",
         pytest.param("2> /dev/full", marks=pytest.mark.slow),
     ],
