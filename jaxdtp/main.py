@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdtp import __version__, beside, hosts
 from jaxdtp.allowed import RULES
-from jaxdtp.claim import stored_config
+from jaxdtp.claim import remembered, stored_config
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
@@ -129,14 +129,8 @@ def parse(argv: list[str]) -> Arguments:
     config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
     own = resolve(config, overrides)
     others = {}
-    for rule in own.beside if "beside" in overrides or "algorithm" not in overrides else ():
-        if values.config:
-            with config.unlocked(), config.ignore_type():
-                config.algorithm = rule
-            others[rule] = resolve(config, overrides | {"algorithm": rule})
-        else:
-            others[rule] = resolve(stored_config(beside.directory(workdir, rule), overrides))
-    others.pop(own.algorithm, None)
+    if values.mode == "train" and ("beside" in overrides or "algorithm" not in overrides):
+        others = configs_beside(own, None if values.config else workdir, config, overrides)
     config_file = Path(values.config.partition(":")[0]) if values.config else None
     return Arguments(
         own,
@@ -146,6 +140,29 @@ def parse(argv: list[str]) -> Arguments:
         values.mode,
         (values.coordinator, values.num_processes, values.process_id, values.connect_timeout),
     )
+
+
+def configs_beside(
+    own: ConfigDict, workdir: Path | None, config: ConfigDict, overrides: dict[str, Any]
+) -> dict[str, ConfigDict]:
+    """The configurations of the rules beside a run's own, by rule.
+
+    Args:
+        own: the run's, resolved.
+        workdir: that the run is continued from without a configuration file; None: there is one.
+        config: as it was loaded.
+        overrides: values that the command line sets, by dotted key.
+    """
+    others = {}
+    for rule in own.beside:
+        if workdir is None:
+            varied = ConfigDict(config.to_dict(), type_safe=False)
+            varied.algorithm = rule
+            others[rule] = resolve(varied, overrides | {"algorithm": rule})
+        elif remembered(beside.directory(workdir, rule)) is not None:
+            others[rule] = resolve(stored_config(beside.directory(workdir, rule), overrides))
+    others.pop(own.algorithm, None)
+    return others
 
 
 def command_flags() -> flags.FlagValues:

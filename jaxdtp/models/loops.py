@@ -29,8 +29,8 @@ def slow_in_loops(program: core.ClosedJaxpr) -> bool:
 def fast_in_loops(f: Callable) -> Callable:
     """f for a loop's body: with other kernel gradients where those of XLA are slow there.
 
-    One matrix product for each position of a kernel (tap) takes 1.2 (5x5 and larger maps, many channels) to 0.4 times
-    XLA's time outside of loops, and 0.01 to 0.03 times that inside. So loops that can be left are better left
+    One matrix product for each position of a kernel (tap) takes 0.2 to 1.5 times XLA's time outside of loops (2.6 with
+    16 channels), and 0.01 to 0.03 times that inside (2 cores, jaxlib 0.10). So loops that can be left are better left
     (`slow_in_loops`); this is for those that can't, of feedback training within a step.
     """
     if jax.default_backend() != "cpu":
