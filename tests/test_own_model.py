@@ -56,6 +56,7 @@ def test_models_from_a_file(tmp_path, model, algorithm):
     assert algorithm == "bp" or any(name.startswith("update_angle/") for name in last)
 
 
+@pytest.mark.slow
 def test_options_of_a_module(tmp_path):
     options = (
         "--config.network.options.patch=4",

@@ -9,9 +9,9 @@ from commands import ROOT, command, records, run
 SHORT = ("--config.num_epochs=1", "--config.steps_per_epoch=3", "--config.alignment.every_epochs=1")
 SAME = [
     "JAX_DEBUG_KEY_REUSE=1",
-    "JAX_NUMPY_DTYPE_PROMOTION=strict",
 ]
 SAME_SLOW = [
+    "JAX_NUMPY_DTYPE_PROMOTION=strict",
     "JAX_NUMPY_RANK_PROMOTION=raise",
     "JAX_DISABLE_JIT=1",
     "JAX_DEBUG_NANS=1",
