@@ -199,7 +199,7 @@ class Walk:
     def scan(self, equation: core.JaxprEqn, operands: list) -> list:
         """The results of a loop."""
         params = equation.params
-        body, split = params["jaxpr"], (params["num_consts"], params["num_consts"] + params["num_carry"])
+        body, split = params["jaxpr"], _scan_split(equation)
         consts, carry, xs = operands[: split[0]], operands[split[0] : split[1]], operands[split[1] :]
         carry = self.settled(body, consts, carry, xs)
         loop = self.loop + 1
@@ -251,6 +251,18 @@ class Walk:
                 return merged
             carry = merged
         return carry
+
+
+def _scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
+    """Where, among a scan's operands, those end that are the same each time, and where its carry ends. By their shapes,
+    as JAX's versions write it down in different ways: what goes through step by step has one more axis outside."""
+
+    def whole(outer: list, inner: list) -> int:
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+
+    body = equation.params["jaxpr"].jaxpr
+    carry_ends = whole(equation.invars, body.invars)
+    return carry_ends - whole(equation.outvars, body.outvars), carry_ends
 
 
 def _example_axes(equation: core.JaxprEqn, rank: int, weight_is_left: bool) -> tuple[int, ...]:
