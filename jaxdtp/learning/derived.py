@@ -94,10 +94,7 @@ def layers_of(f: Function, params: Any, x: Any) -> tuple[list[Layer], Callable[[
 def _check_alike(params: Any, feedback_params: Any) -> None:
     """Raise ValueError where feedback parameters aren't like the forward ones."""
     forward, feedback = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-        }
+        dict(zip(parameter_names(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True))
         for tree in (params, feedback_params)
     )
     for name in forward | feedback:
