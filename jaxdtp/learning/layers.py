@@ -103,7 +103,7 @@ def match_layers(
     losses, directions = [], []
     for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
         mismatch = _wide(of_forward) - _wide(of_feedback)
-        residual, transpose = jax.vjp(lambda weight, layer=layer, probe=probe: _product(layer, probe, weight), mismatch)
+        residual, transpose = _response(layer, probe, mismatch)
         (direction,) = transpose(residual)
         directions.append(direction.astype(of_feedback.dtype))
         losses.append(jnp.mean(residual**2))
@@ -146,11 +146,10 @@ def mirror_layers(
     feedback, to_params = jax.vjp(weights_of, feedback_params)
     losses, changes = [], []
     for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
-        response, transpose = jax.vjp(lambda w, layer=layer, probe=probe: _product(layer, probe, w), _wide(of_forward))
+        response, transpose = _response(layer, probe, _wide(of_forward))
         (correlation,) = transpose(response)
         # Signs have the square 1, which is not folded into a constant as ones would be.
-        count_of = lambda w, layer=layer, probe=probe: _product(layer, probe**2, w)  # noqa: E731
-        _, transpose = jax.vjp(count_of, _wide(of_forward))
+        _, transpose = _response(layer, probe**2, _wide(of_forward))
         (count,) = transpose(jnp.ones_like(response))
         mirrored = correlation / jnp.maximum(count, 1)
         changes.append((rate * (mirrored - _wide(of_feedback))).astype(of_feedback.dtype))
@@ -214,6 +213,11 @@ def _product(layer: Layer, probe: jax.Array, weight: jax.Array) -> jax.Array:
     for _ in layer.loops:
         product = jax.vmap(product)
     return product(probe, weight)
+
+
+def _response(layer: Layer, probe: jax.Array, weight: jax.Array) -> tuple[jax.Array, Callable]:
+    """op(e, W), and what takes a residual to op^T(e, residual), in a tuple."""
+    return jax.vjp(lambda weight: _product(layer, probe, weight), weight)
 
 
 def _wide(array: jax.Array) -> jax.Array:
