@@ -1,26 +1,48 @@
-"""Names of files and directories as users write them."""
+"""Names of files and directories as users write them: on a local disk or, by `etils.epath`, on object storage."""
 
+import importlib.util
 import os
 import re
 from pathlib import Path
 
-from jaxdtp.config import ConfigError
+from etils import epath
+
+from jaxdtp.config import ConfigError, shown
+
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+"""Kinds of object storage, and the package that each takes."""
 
 
-def local(name: str, at: str) -> Path:
+def place(name: str, at: str) -> epath.Path:
     """The path of a name, `~` and `~user` at its beginning resolved.
 
     Args:
-        name: of a file or directory.
+        name: of a file or directory; SCHEME://BUCKET/... on object storage.
         at: what to call it in errors.
 
     Raises:
-        ConfigError: it is on another kind of storage.
+        ConfigError: it is on a kind of storage that isn't supported, or whose package is missing.
     """
     # One slash is what a Path leaves of two; one letter is a drive.
-    if scheme := re.match(r"[a-z][a-z0-9+.-]+:/+", name, re.IGNORECASE):
-        raise ConfigError(f"{at}: got {name!r}; allowed: a local path, nothing on {scheme[0]}")
-    return Path(os.path.expanduser(name))
+    if not (found := re.match(r"([a-z][a-z0-9+.-]+):/+", name, re.IGNORECASE)):
+        return epath.Path(os.path.expanduser(name))
+    scheme, rest = found[1].lower(), name[found.end() :]
+    if scheme not in SCHEMES or not rest.strip("/"):
+        allowed = ", ".join(f"{known}://BUCKET/..." for known in SCHEMES)
+        raise ConfigError(f"{at}: got {shown(name)}; allowed: a local path, {allowed}")
+    if importlib.util.find_spec(SCHEMES[scheme]) is None:
+        raise ConfigError(
+            f"{at}: got {shown(name)}, for which the package {SCHEMES[scheme]} is missing; allowed: a local path, or "
+            f"pip install {SCHEMES[scheme]}"
+        )
+    # Where TensorFlow is installed, epath would import it.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    return epath.Path(f"{scheme}://{rest}")
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether a path is on a file system: with renames, locks, appending and memory maps."""
+    return "://" not in os.fspath(path)
 
 
 def cache_home() -> Path:
@@ -28,3 +50,11 @@ def cache_home() -> Path:
     # Relative ones are to be ignored (XDG Base Directory Specification).
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "jaxdtp"
+
+
+def local(name: str, at: str) -> Path:
+    """As `place`, where nothing but a local path will do."""
+    path = place(name, at)
+    if not is_local(path):
+        raise ConfigError(f"{at}: got {shown(name)}; allowed: a local path")
+    return Path(path)
