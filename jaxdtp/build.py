@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +40,13 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
     Raises:
         ConfigError: the images are too small for the network, or a model of the user's doesn't fit them.
     """
-    name = config.network.name
-    if config.network.module or name in own.MODULES:
-        return build_own_network(config, input_shape, num_classes)
-    options = {"hidden": tuple(config.network.hidden), "units": build_units(config)}
+    if maker := own_model(config):
+        return build_own_network(config, maker, input_shape, num_classes)
+    name, options = config.network.name, {"hidden": tuple(config.network.hidden), "units": build_units(config)}
     if name != "mlp":
         options |= {"channels": tuple(config.network.channels), "shared_maxima": config.feedback.shared_maxima}
     try:
-        return NETWORKS[name](input_shape, num_classes, **options)
+        return _published(name, input_shape, num_classes, tuple(options.items()), _dtype())
     except ValueError as error:
         raise ConfigError(
             f"config.network.channels: got {shown(config.network.channels)}; allowed: fewer blocks, "
@@ -54,20 +54,49 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
         ) from error
 
 
-def build_own_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Network:
-    """As `build_network`, of a model that knows nothing of blocks."""
-    source, options = config.network.module, config.network.options.to_dict()
+# One network, and not as many as there are runs: what is compiled for its functions is found again.
+@functools.lru_cache(maxsize=16)
+def _published(name: str, input_shape: tuple[int, ...], num_classes: int, options: tuple, dtype: Any) -> Network:
+    del dtype  # of the constants in it
+    return NETWORKS[name](input_shape, num_classes, **dict(options))
+
+
+@functools.lru_cache(maxsize=16)
+def _of_modules(
+    maker: Any, input_shape: tuple[int, ...], num_classes: int, options: tuple, seed: int, dtype: Any
+) -> Network:
+    model = own.make(maker, input_shape, num_classes, dict(options), seed)
+    return network_of(model, jax.ShapeDtypeStruct((2, *input_shape), dtype))
+
+
+def _dtype() -> Any:
+    return jnp.zeros(()).dtype
+
+
+def own_model(config: ConfigDict) -> Any | None:
+    """What makes the model of a configuration, one that knows nothing of blocks; None for the networks that do.
+
+    Raises:
+        ConfigError: it can't be loaded.
+    """
+    if not config.network.module:
+        return own.MODULES.get(config.network.name)
     try:
-        maker = own.load(source) if source else own.MODULES[config.network.name]
+        return own.load(config.network.module)
     except ValueError as error:
         raise ConfigError(f"config.network.module: {one_line(str(error))}") from error
-    try:
-        model = own.make(maker, input_shape, num_classes, options, config.seed)
-    except ValueError as error:
-        raise ConfigError(f"config.network.options: {one_line(str(error))}") from error
+
+
+def build_own_network(config: ConfigDict, maker: Any, input_shape: tuple[int, ...], num_classes: int) -> Network:
+    """As `build_network`, of a model that knows nothing of blocks."""
+    source, options = config.network.module, config.network.options.to_dict()
     at = f"config.network.{'module' if source else 'name'}: {source or config.network.name}"
+    # Other models have no random numbers of their own.
+    seed = config.seed if own.takes(maker, "rngs") else 0
     try:
-        network = network_of(model, jax.ShapeDtypeStruct((2, *input_shape), jnp.zeros(()).dtype))
+        network = _of_modules(maker, input_shape, num_classes, tuple(options.items()), seed, _dtype())
+    except own.OptionsError as error:
+        raise ConfigError(f"config.network.options: {one_line(str(error))}") from error
     except ValueError as error:
         raise ConfigError(f"{at}: {one_line(str(error))}") from error
     if network[-1].output_shape != (num_classes,):
@@ -148,17 +177,18 @@ def build_paths(config: ConfigDict, network: Network) -> Paths:
 def build_forward_optimizer(
     forward: ConfigDict, network: Network, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """One optimizer for all blocks, or one for each where their settings differ."""
+    """One optimizer for all blocks, or one for each where their settings may differ."""
 
     def of_block(factor: float, epsilon: float) -> optax.GradientTransformation:
         rates = optimizers.schedule(forward, steps_per_epoch)
         return optimizers.optimizer(forward, lambda count: factor * rates(count), epsilon, forward.weight_decay)
 
     names = [block.name for block in network]
-    settings = list(zip(*(for_each(forward[key], len(names)) for key in ("rate_factors", "adam_epsilon")), strict=True))
-    if len(set(settings)) == 1:
-        return of_block(*settings[0])
-    by_block = {name: of_block(*setting) for name, setting in zip(names, settings, strict=True)}
+    values = (forward.rate_factors, forward.adam_epsilon)
+    if all(len(of_blocks) == 1 for of_blocks in values):
+        return of_block(*(value for (value,) in values))
+    settings = zip(names, *(for_each(of_blocks, len(names)) for of_blocks in values), strict=True)
+    by_block = {name: of_block(*setting) for name, *setting in settings}
     return optax.partition(by_block, dict(zip(names, names, strict=True)))
 
 

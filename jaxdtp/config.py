@@ -138,6 +138,11 @@ def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
         values[key] = RULES[key].convert(value)
     _check_blocks(values)
 
+    return nest(values)
+
+
+def nest(values: dict[str, Any]) -> ConfigDict:
+    """The configuration of values by dotted key, as `flatten` gives them."""
     nested = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")

@@ -1,4 +1,7 @@
-"""Whole epochs on the device: shuffling, augmentation, normalisation, training steps and evaluation."""
+"""Whole epochs on the device: shuffling, augmentation, normalisation, training steps and evaluation.
+
+Pure functions of arrays; `jaxdtp.programs` compiles them.
+"""
 
 import functools
 from collections.abc import Callable
@@ -76,7 +79,6 @@ class Fixed(NamedTuple):
     batch_size: int
 
 
-@functools.partial(jax.jit, static_argnames="fixed", donate_argnames=("state", "totals"))
 def one_step(
     fixed: Fixed, data: Examples, order: jax.Array, key: jax.Array, state: TrainState, totals: Metrics, index: int
 ) -> tuple[TrainState, Metrics]:
@@ -90,7 +92,6 @@ def one_step(
     return keep_replicated(mesh, (state, jax.tree.map(jnp.add, totals, metrics)))
 
 
-@functools.partial(jax.jit, static_argnames="fixed", donate_argnames=("state", "totals"))
 def train_steps(
     fixed: Fixed,
     data: Examples,
@@ -108,8 +109,8 @@ def train_steps(
         data: uint8 images and labels, on the devices.
         order: positions in `data`, batch after batch.
         key: folded with the number of the step for augmentation and noise.
-        state: before the steps; donated.
-        totals: step metrics summed so far, at first `zero_metrics`; donated.
+        state: before the steps.
+        totals: step metrics summed so far, at first `zero_metrics`.
         first: of the batches in `order`, the one to begin with.
         count: how many steps.
 
@@ -132,33 +133,26 @@ def train_steps(
 def steps_one_by_one(step: Callable) -> Callable:
     """As `train_steps` without `fixed`, of a `one_step`: for programs that are slow in loops, or not compiled."""
 
-    def steps(data, order, key, state, totals, first, count):
+    def steps(numbers, data, order, key, state, totals, first, count):
         done = 0
         while done < count and all(np.isfinite(total) for total in jax.tree.leaves(jax.device_get(totals))):
-            state, totals = step(data, order, key, state, totals, first + done)
+            state, totals = step(numbers, data, order, key, state, totals, first + done)
             done += 1
         return state, totals, done
 
     return steps
 
 
-def zero_metrics(step: Callable[..., tuple[TrainState, Metrics]], network: Network, settings: Settings) -> Metrics:
-    """Metrics of `step` to start a round's sums from."""
-    shapes = _metric_shapes(step, network, settings, jnp.zeros(()).dtype)
-    return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
-
-
-# Every round asks, and the answer takes tracing a whole step.
-@functools.cache
-def _metric_shapes(step, network: Network, settings: Settings, dtype) -> Metrics:
+def zero_metrics(fixed: Fixed) -> Metrics:
+    """Metrics of a step to start a round's sums from; the step is traced for their shapes."""
+    step, network, settings, _, _ = fixed
     state = jax.eval_shape(functools.partial(init_state, network, settings), jax.random.key(0))
-    images = example_of(network[0], 2)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    _, metrics = jax.eval_shape(functools.partial(step, network, settings), state, images, labels, jax.random.key(0))
-    return metrics
+    batch = (example_of(network[0], 2), labels, jax.random.key(0))
+    _, metrics = jax.eval_shape(functools.partial(step, network, settings), state, *batch)
+    return jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "preprocessing", "batch_size", "mesh"))
 def evaluate(
     network: Network,
     preprocessing: Preprocessing,
@@ -198,7 +192,6 @@ def evaluate(
     return jax.tree.map(jnp.sum, sums)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "settings", "preprocessing", "probes", "gauss_newton"))
 def measure_alignment(
     network: Network,
     settings: Settings,

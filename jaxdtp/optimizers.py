@@ -47,8 +47,14 @@ def cosine(forward: ConfigDict) -> optax.Schedule:
 
 def step(forward: ConfigDict) -> optax.Schedule:
     """The learning rate, multiplied by schedule_factor after each epoch of schedule_milestones."""
-    boundaries = dict.fromkeys(forward.schedule_milestones, forward.schedule_factor)
-    return optax.piecewise_constant_schedule(forward.learning_rate, boundaries)
+    milestones = forward.schedule_milestones
+
+    # Not Optax's, for which milestones are no arguments of a program.
+    def rate(epoch):
+        passed = [jnp.where(epoch >= milestone, forward.schedule_factor, 1.0) for milestone in milestones]
+        return forward.learning_rate * jnp.prod(jnp.array(passed))
+
+    return rate
 
 
 def constant(forward: ConfigDict) -> optax.Schedule:
@@ -70,5 +76,5 @@ def schedule(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
         steps_per_epoch: training steps in one epoch.
     """
     by_epoch = SCHEDULES[forward.schedule](forward)
-    warmup = max(1, forward.warmup_steps)
+    warmup = jnp.maximum(1, forward.warmup_steps)
     return lambda count: by_epoch(count // steps_per_epoch) * jnp.minimum(1.0, (count + 1) / warmup)

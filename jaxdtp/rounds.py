@@ -1,6 +1,5 @@
 """The passes through the training data that a run consists of, and how one of them is done."""
 
-import functools
 import math
 import sys
 import time
@@ -13,18 +12,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxdtp import checkpoints, epoch, feeding, hosts, reports
+from jaxdtp import checkpoints, feeding, hosts, reports
 from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.config import ConfigError
 from jaxdtp.console import Unfailing, say
-from jaxdtp.epoch import Preprocessing
-from jaxdtp.feeding import Feed, Window
+from jaxdtp.feeding import Feed
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.learning.step import Metrics, feedback_step, train_step
-from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import device_memory, replicate
+from jaxdtp.parallel import replicate
+from jaxdtp.programs import Numbers, Programs
 from jaxdtp.signals import StoppedError
 
 SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves and signals are seen
@@ -67,20 +64,21 @@ class Run(NamedTuple):
 
     Attributes:
         config: as from `config.resolve`.
-        network, settings, preprocessing: as built from it.
+        network, settings: as built from it.
+        programs, numbers: of its structure, and what they are called with.
         steps: in a round.
         feed: of the training split.
         order_key, step_key: of the order of examples, folded with the round; of augmentation and noise.
         workdir: of the checkpoints, among other things.
         layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
-        compiled: programs of a call's steps, by the kind of step.
     """
 
     config: ConfigDict
     network: Network
     settings: Settings
-    preprocessing: Preprocessing
+    programs: Programs
+    numbers: Numbers
     steps: int
     feed: Feed
     order_key: jax.Array
@@ -88,7 +86,6 @@ class Run(NamedTuple):
     workdir: Path
     layers: frozenset[str]
     stops: list[str]
-    compiled: dict[Callable, Callable]
 
 
 class Progress(NamedTuple):
@@ -120,14 +117,14 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
     label = f"epoch {round.epoch}" if round.step is train_step else f"epoch {round.epoch}, feedback alone"
     order_key = jax.random.fold_in(run.order_key, round.number)
     order = np.asarray(jax.random.permutation(order_key, len(run.feed.split.rows)))[: steps * batch_size]
-    zeros = epoch.zero_metrics(round.step, run.network, run.settings)
+    zeros = run.programs.zero_metrics(round.step)
     # From a checkpoint they come as JSON.
     totals = jax.tree.map(lambda zero, value: np.asarray(value, zero.dtype), zeros, progress.totals or zeros)
     totals, key = replicate(run.feed.mesh, (totals, run.step_key))
     first = done = int(state.step) % steps
     windows = feeding.windows(run.feed, order, first)
     window = next(windows)
-    advance = compile_steps(run, round.step, window, key, state, totals)
+    advance = run.programs.steps(round.step, run.numbers, window.data, window.order, key, state, totals)
     count = 1
     start = last_line = time.perf_counter()
     with tqdm(
@@ -148,7 +145,8 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
                 save_and_stop(run, state, Progress(so_far, progress.metrics, seconds), f"{label}, step {done}")
             window = next(windows) if done == window.stop else window
             count = min(count, window.stop - done)
-            state, totals, ran = advance(window.data, window.order, key, state, totals, done - window.first, count)
+            batch = (window.data, window.order, key, state, totals)
+            state, totals, ran = advance(run.numbers, *batch, done - window.first, count)
             done += int(ran)
             if int(ran) < count:
                 break
@@ -174,33 +172,6 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
     return state, Progress(
         None, reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_"), seconds
     )
-
-
-def compile_steps(
-    run: Run, step: Callable, window: Window, key: jax.Array, state: TrainState, totals: Metrics
-) -> Callable:
-    """`epoch.train_steps` of this kind of step, compiled once, without what stays fixed; or one step at a time where
-    XLA is slow at what is in loops."""
-    if step not in run.compiled:
-        start = time.perf_counter()
-        fixed = epoch.Fixed(step, run.network, run.settings, run.preprocessing, run.config.batch_size)
-        if jax.config.jax_disable_jit:
-            return epoch.steps_one_by_one(functools.partial(epoch.one_step, fixed))
-        batch = (fixed, window.data, window.order, key, state, totals)
-        traced = epoch.one_step.trace(*batch, 0)
-        alone = slow_in_loops(traced.jaxpr)
-        program = (traced if alone else epoch.train_steps.trace(*batch, 0, 0)).lower().compile()
-        run.compiled[step] = epoch.steps_one_by_one(program) if alone else program
-        size = program.memory_analysis()
-        needed = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
-        if size.temp_size_in_bytes + needed > device_memory():
-            raise ConfigError(
-                f"config.batch_size: got {run.config.batch_size}, which needs "
-                f"{(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of each device; allowed: what fits into "
-                f"{device_memory() / 1e9:.3g} GB"
-            )
-        say(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s")
-    return run.compiled[step]
 
 
 def save_and_stop(run: Run, state: TrainState, progress: Progress, where: str) -> None:

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, data, epoch, feeding, hosts, optimizers, reports
+from jaxdtp import checkpoints, data, feeding, hosts, optimizers, reports
 from jaxdtp.alignment import named_parameters, weight_alignment
 from jaxdtp.build import (
     build_network,
     build_parallel,
-    build_preprocessing,
     build_settings,
     check_memory,
     for_each,
@@ -26,15 +25,15 @@ from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim, describe, remember
 from jaxdtp.config import resolve
 from jaxdtp.console import say
-from jaxdtp.epoch import Preprocessing
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
 from jaxdtp.learning.state import Settings, TrainState, init_state
 from jaxdtp.learning.step import Metrics
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import device_memory, make_mesh, replicate
+from jaxdtp.parallel import Parallel, device_memory, make_mesh, replicate
 from jaxdtp.places import local
+from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
 from jaxdtp.rounds import Progress, Run, round_at, train_round
 from jaxdtp.signals import stop_requests
 from jaxdtp.trackers import Tracker, track
@@ -90,11 +89,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
     network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     check_memory(config, network, device_memory())
     settings = build_settings(config, network, steps)
-    preprocessing = build_preprocessing(config)
     init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
     fresh = Checkpoint(jax.device_get(init_state(network, settings, init_key)), -math.inf, Progress()._asdict())
     settings = settings._replace(parallel=build_parallel(config, network, settings, fresh.state))
     mesh, megabytes = settings.parallel.mesh, config.dataset.device_megabytes
+    image = dataset.train.images.shape[1:]
+    programs = programs_of(config, image, len(dataset.classes), settings.parallel)
+    numbers = numbers_of(config, steps, settings.parallel)
 
     with contextlib.ExitStack() as held:
         together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
@@ -106,12 +107,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
         validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
         test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
-        fixed = (config, network, settings, preprocessing, steps, feed, *jax.random.split(train_key), workdir)
+        fixed = (config, network, settings, programs, numbers, steps, feed, *jax.random.split(train_key), workdir)
         layers = frozenset()
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, fresh.state)
             say(single_parameters(fresh.state, layers))
-        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), compiled={})
+        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()))
         tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
 
@@ -129,7 +130,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             record |= progress.metrics
             record |= measure(run, round.epoch, state, jax.random.fold_in(measure_key, round.epoch))
             if len(validation.split.rows):
-                found = evaluate(network, preprocessing, state, validation)
+                found = evaluate(programs, numbers, state, validation)
                 record |= reports.flat_metrics(found, "validation_")
             records.append(record)
             progress = Progress()
@@ -139,7 +140,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
             together(functools.partial(write_epoch, run, tracker, record, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
 
-        summary = summarise(workdir, network, preprocessing, fresh.state, test, records)
+        summary = summarise(workdir, programs, numbers, fresh.state, test, records)
         start = measure(run, 0, replicate(mesh, fresh.state), jax.random.fold_in(measure_key, 0))
         together(lambda: write_summary(config, workdir, records, summary, start), first_alone=True)
         together(lambda: tracker.finish(summary), first_alone=True)
@@ -163,8 +164,11 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     together(lambda: check(workdir, config), first_alone=True)
     like = jax.device_get(init_state(network, settings, jax.random.key(config.seed)))
     records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
-    test = feeding.open_feed(dataset.test, make_mesh(), EVALUATION_BATCH, config.dataset.device_megabytes)
-    return summarise(workdir, network, build_preprocessing(config), like, test, records)
+    parallel = Parallel(make_mesh())
+    programs = programs_of(config, dataset.train.images.shape[1:], len(dataset.classes), parallel)
+    numbers = numbers_of(config, steps_in_epoch(config, dataset), parallel)
+    test = feeding.open_feed(dataset.test, parallel.mesh, EVALUATION_BATCH, config.dataset.device_megabytes)
+    return summarise(workdir, programs, numbers, like, test, records)
 
 
 def devices(network: Network, settings: Settings) -> str:
@@ -209,15 +213,14 @@ def resume(
     return Checkpoint(hosts.of_first(found.state), found.score, progress), records
 
 
-def evaluate(network: Network, preprocessing: Preprocessing, state: TrainState, feed: Feed) -> Metrics:
+def evaluate(programs: Programs, numbers: Numbers, state: TrainState, feed: Feed) -> Metrics:
     """`epoch.evaluate`, averaged over all examples of a split."""
     examples = len(feed.split.rows)
     total = {}
     for window in feeding.windows(feed, np.arange(examples)):
         learned = (state.forward, state.model)
-        sums = epoch.evaluate(
-            network, preprocessing, feed.batch_size, feed.mesh, *learned, window.data, window.order, window.examples
-        )
+        batch = (window.data, window.order, window.examples)
+        sums = programs.evaluate(numbers, feed.batch_size, *learned, *batch)
         total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
     return {name: value / examples for name, value in total.items()}
 
@@ -233,8 +236,7 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
     if every and number % every == 0 and algorithm.paths != "none":
         first = data.read(run.feed.split, np.arange(config.batch_size))
         batch, key = replicate(run.feed.mesh, (first, key))
-        what = (config.alignment.probes, config.alignment.gauss_newton and algorithm.target_rule is not None)
-        matching = epoch.measure_alignment(run.network, run.settings, run.preprocessing, *what, state, batch, key)
+        matching = run.programs.measure_alignment(run.numbers, state, batch, key)
         # Where a gradient is zero there is no angle to it.
         record |= {name: value for name, value in reports.flat_metrics(matching).items() if math.isfinite(value)}
     return record
@@ -270,8 +272,8 @@ def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: i
 
 def summarise(
     workdir: Path,
-    network: Network,
-    preprocessing: Preprocessing,
+    programs: Programs,
+    numbers: Numbers,
     like: TrainState,
     test: Feed,
     records: list[reports.Record],
@@ -284,7 +286,7 @@ def summarise(
     """
     best = together(lambda: checkpoints.restore_best(workdir, like).state, first_alone=True)
     best = hosts.of_first(best or like)
-    metrics = evaluate(network, preprocessing, replicate(test.mesh, best), test)
+    metrics = evaluate(programs, numbers, replicate(test.mesh, best), test)
     metrics = reports.flat_metrics(metrics, "test_")
     metrics["test_accuracy"] = metrics.pop("test_top1")
     seconds = sum(record["seconds"] for record in records)

@@ -158,15 +158,15 @@ def trace(config, image_shape, num_classes):
         batch = Examples(images, order)
         constants = network, setting, preprocessing
         for step in (train_step, feedback_step) if config.feedback.pretraining_epochs else (train_step,):
-            totals = zero_metrics(step, network, setting)
-            lowered = train_steps.lower(
-                Fixed(step, *constants, config.batch_size), batch, order, key, state, totals, 0, 1
-            )
+            fixed = Fixed(step, *constants, config.batch_size)
+            program = jax.jit(functools.partial(train_steps, fixed))
+            totals = zero_metrics(fixed)
+            lowered = program.lower(batch, order, key, state, totals, 0, 1)
             after, summed, _ = lowered.out_info
             assert jax.tree.structure((after, summed)) == jax.tree.structure((state, totals))
         if config.alignment.every_epochs and setting.algorithm.paths != "none":
             options = config.alignment.probes, config.alignment.gauss_newton
-            measure_alignment.lower(*constants, *options, state, batch, key)
+            jax.jit(functools.partial(measure_alignment, *constants, *options)).lower(state, batch, key)
 
 
 def outcome(path, changed, image_shape=None, num_classes=10):

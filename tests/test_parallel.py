@@ -19,7 +19,7 @@ from jaxdtp.config import ConfigError, default_config, resolve
 from jaxdtp.learning.state import init_state
 
 TRAIN = """
-import json, sys
+import functools, json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxdtp import build, data, epoch
@@ -59,9 +59,10 @@ with jax.enable_x64(config.float64):
         here = settings._replace(parallel=Parallel(mesh, tuple(owners)))
         fixed = epoch.Fixed(train_step, network, here, preprocessing, 32)
         examples = data.Examples(*(divide_rows(mesh, array, split.rows) for array in split[:2]))
-        totals = epoch.zero_metrics(train_step, network, here)
+        totals = epoch.zero_metrics(fixed)
         placed = replicate(mesh, (order, jax.random.key(1), start, totals))
-        state, totals, done = epoch.train_steps(fixed, examples, *placed, 0, 20)
+        program = jax.jit(functools.partial(epoch.train_steps, fixed))
+        state, totals, done = program(examples, *placed, 0, 20)
         assert int(done) == 20
         results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state.forward, state.feedback, state.model))])
 distances = [

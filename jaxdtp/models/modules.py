@@ -144,7 +144,6 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     block = Block(name, *shapes, init=None, forward=forward, dtype=x.dtype)
     if own is None:
 
-        @jax.jit
         def init_without_feedback(key: jax.Array) -> tuple[Any, None, Any]:
             params, state = _in_precision(functions.init(key, _zeros(x)))
             return params, None, state
@@ -215,7 +214,7 @@ def _of_linen(module: nn.Module) -> Functions:
         y, after = in_training.apply(variables, x, mutable=[*state, SWITCHES], rngs=rngs, **training)
         return _wide(y), after.get(SWITCHES, {}), {collection: after[collection] for collection in state}
 
-    return Functions(init, apply)
+    return Functions(jax.jit(init), apply)
 
 
 def _of_nnx(module: nnx.Module) -> Functions:
@@ -264,7 +263,7 @@ def _of_pair(init: Callable, apply: Callable) -> Functions:
     def applied(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
         return _wide(apply(params, key, x) if takes_key else apply(params, x)), {}, state
 
-    return Functions(lambda key, x: (init(key, x), {}), applied)
+    return Functions(jax.jit(lambda key, x: (init(key, x), {})), applied)
 
 
 def _feedback_function(module: nn.Module) -> Callable[[Any, tuple[jax.Array, Any]], jax.Array]:

@@ -4,6 +4,8 @@ import functools
 import importlib
 import inspect
 import runpy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -23,6 +25,10 @@ MODULES = {
 """What makes a model, by name: Flax modules, and the published residual networks, whose stages are blocks."""
 
 
+class OptionsError(ValueError):
+    """A model doesn't take the options that it is given."""
+
+
 def load(source: str) -> Any:
     """What `source`, FILE.py:NAME or PACKAGE.MODULE:NAME, names: a class of Flax modules, or a function.
 
@@ -31,7 +37,7 @@ def load(source: str) -> Any:
     """
     where, _, name = source.rpartition(":")
     try:
-        names = runpy.run_path(where) if where.endswith(".py") else vars(importlib.import_module(where))
+        names = _run(where, Path(where).read_text()) if where.endswith(".py") else vars(importlib.import_module(where))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's file raises, SystemExit too
@@ -44,16 +50,21 @@ def load(source: str) -> Any:
     return names[name]
 
 
+# The same file is the same model, for which programs have been compiled.
+@functools.lru_cache(maxsize=16)
+def _run(file: str, content: str) -> dict[str, Any]:
+    del content
+    return runpy.run_path(file)
+
+
 def make(maker: Any, input_shape: tuple[int, ...], num_classes: int, options: dict[str, Any], seed: int) -> Any:
     """A model from its class or function: with its options and, if it takes them, input_shape (of one image),
     num_classes and (NNX) rngs.
 
     Raises:
-        ValueError: it doesn't take these options.
+        OptionsError: it doesn't take these options.
     """
-    # The class of an NNX module hides what it takes.
-    of_nnx = isinstance(maker, type) and issubclass(maker, nnx.Module)
-    taken = inspect.signature(maker.__init__ if of_nnx else maker).parameters
+    taken = _parameters(maker)
     given = dict(options)
     for name, value in (("input_shape", input_shape), ("num_classes", num_classes)):
         if name in taken:
@@ -64,4 +75,15 @@ def make(maker: Any, input_shape: tuple[int, ...], num_classes: int, options: di
         return maker(**given)
     except TypeError as error:
         allowed = ", ".join(name for name in taken if name not in ("self", "parent", "name", "rngs"))
-        raise ValueError(f"got {options} ({error}); allowed: {allowed}") from error
+        raise OptionsError(f"got {options} ({error}); allowed: {allowed}") from error
+
+
+def takes(maker: Any, name: str) -> bool:
+    """Whether a model's class or function has a parameter of this name."""
+    return name in _parameters(maker)
+
+
+def _parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
+    # The class of an NNX module hides what it takes.
+    of_nnx = isinstance(maker, type) and issubclass(maker, nnx.Module)
+    return inspect.signature(maker.__init__ if of_nnx else maker).parameters

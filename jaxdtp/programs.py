@@ -1,0 +1,206 @@
+"""Compiled programs, shared by all runs of a process that differ in nothing but numbers.
+
+What decides a program's operations and shapes is a configuration's structure; it is compiled once for each. Numbers
+(the seed, rates, beta, noise, weight decay, means of pixels, ...) are its arguments. The programs of the last `KEPT`
+structures stay in memory.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxdtp import epoch
+from jaxdtp.build import build_network, build_preprocessing, build_settings, own_model
+from jaxdtp.config import ConfigError, flatten, nest
+from jaxdtp.console import say
+from jaxdtp.learning.step import train_step
+from jaxdtp.models.loops import slow_in_loops
+from jaxdtp.parallel import Parallel, device_memory
+
+KEPT = 4
+
+NUMBERS = (
+    "seed",
+    "beta",
+    "dataset.mean",
+    "dataset.std",
+    "forward.learning_rate",
+    "forward.rate_factors",
+    "forward.momentum",
+    "forward.adam_betas",
+    "forward.adam_epsilon",
+    "forward.weight_decay",
+    "forward.warmup_steps",
+    "forward.schedule_epochs",
+    "forward.final_learning_rate",
+    "forward.schedule_milestones",
+    "forward.schedule_factor",
+    "feedback.noise_scale",
+    "feedback.learning_rate",
+    "feedback.momentum",
+    "feedback.adam_betas",
+    "feedback.adam_epsilon",
+    "feedback.weight_decay",
+    "target.tolerance",
+)
+"""Keys whose values are arguments of programs; of tuples, how many there are is structure."""
+
+OUTSIDE = (
+    "num_epochs",
+    "steps_per_epoch",
+    "checkpoint_every_epochs",
+    "beside",
+    "trackers",
+    "dataset.name",
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "dataset.validation_fraction",
+    "dataset.device_megabytes",
+    "parallel.layer_groups",
+    "alignment.every_epochs",
+)
+"""Keys that no program depends on, but by the shapes of its arguments and how it is divided."""
+
+
+class Numbers(NamedTuple):
+    """What programs are called with.
+
+    Attributes:
+        by_key: values of `NUMBERS`, scalars or tuples of them.
+        steps_per_epoch: which learning rate schedules count in.
+    """
+
+    by_key: dict[str, Any]
+    steps_per_epoch: Any
+
+
+class Programs(NamedTuple):
+    """The programs of one structure. Their first argument are numbers.
+
+    Attributes:
+        zero_metrics: `zero_metrics(step)`: metrics of a kind of step, to start a round's sums from.
+        steps: `steps(step, numbers, data, order, key, state, totals)`: for such arguments `epoch.train_steps`, as
+            `run(numbers, data, order, key, state, totals, first, count)`.
+        evaluate: `epoch.evaluate`, as `evaluate(numbers, batch_size, params, model, data, order, count)`.
+        measure_alignment: `epoch.measure_alignment`, as `measure_alignment(numbers, state, batch, key)`.
+    """
+
+    zero_metrics: Callable[[Callable], epoch.Metrics]
+    steps: Callable[..., Callable]
+    evaluate: Callable[..., epoch.Metrics]
+    measure_alignment: Callable[..., epoch.Metrics]
+
+
+def numbers_of(config: ConfigDict, steps_per_epoch: int, parallel: Parallel) -> Numbers:
+    """A configuration's numbers, on all devices.
+
+    Args:
+        config: as from `config.resolve`.
+        steps_per_epoch: which learning rate schedules count in.
+        parallel: has the devices.
+    """
+    flat = flatten(config)
+    numbers = Numbers({key: flat[key] for key in NUMBERS} | {"seed": np.uint32(config.seed)}, steps_per_epoch)
+    # As Python's numbers do, these leave the precision to what they meet.
+    arrays = jax.tree.map(jnp.asarray, numbers)
+    return jax.device_put(arrays, NamedSharding(parallel.mesh, P()))
+
+
+def programs_of(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int, parallel: Parallel) -> Programs:
+    """The programs of a configuration.
+
+    Args:
+        config: as from `config.resolve`.
+        input_shape, num_classes: as in `build_network`.
+        parallel: how steps are divided among devices.
+    """
+    flat = flatten(config)
+    structure = {key: value for key, value in flat.items() if key not in OUTSIDE}
+    structure |= {key: jax.tree.map(lambda _: 0, flat[key]) for key in NUMBERS}
+    # JAX's own switches change programs, too.
+    switches = tuple(sorted((name, repr(value)) for name, value in jax.config.values.items()))
+    # A user's file may have changed since.
+    model = (own_model(config), input_shape, num_classes)
+    return _programs(FrozenConfigDict(nest(structure)), model, parallel, switches)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _programs(
+    structure: FrozenConfigDict, model: tuple[Any, tuple[int, ...], int], parallel: Parallel, switches: Any
+) -> Programs:
+    del switches
+    _, input_shape, num_classes = model
+    values = flatten(structure)
+    network = build_network(nest(values), input_shape, num_classes)
+
+    def fixed(step: Callable, numbers: Numbers) -> epoch.Fixed:
+        config = nest(values | numbers.by_key)
+        settings = build_settings(config, network, numbers.steps_per_epoch)._replace(parallel=parallel)
+        return epoch.Fixed(step, network, settings, build_preprocessing(config), structure.batch_size)
+
+    def one_step(step, numbers, *arguments):
+        return epoch.one_step(fixed(step, numbers), *arguments)
+
+    def train_steps(step, numbers, *arguments):
+        return epoch.train_steps(fixed(step, numbers), *arguments)
+
+    @functools.cache
+    def zero_metrics(step):
+        some = Numbers({key: values[key] for key in NUMBERS}, 1)
+        return epoch.zero_metrics(fixed(step, some))
+
+    compiled = {}
+
+    def steps(step, *arguments):
+        shapes = jax.tree.map(lambda array: (jnp.shape(array), jnp.result_type(array)), arguments)
+        kind = (step, str(shapes))
+        if kind not in compiled:
+            start = time.perf_counter()
+            ways = (functools.partial(run, step) for run in (one_step, train_steps))
+            compiled[kind] = _compile(*ways, arguments, structure.batch_size)
+            say(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s")
+        return compiled[kind]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def evaluate(numbers, batch_size, *arguments):
+        preprocessing = fixed(train_step, numbers).preprocessing
+        return epoch.evaluate(network, preprocessing, batch_size, parallel.mesh, *arguments)
+
+    @jax.jit
+    def measure_alignment(numbers, *arguments):
+        _, _, settings, preprocessing, _ = fixed(train_step, numbers)
+        what = (structure.alignment.probes, structure.alignment.gauss_newton)
+        return epoch.measure_alignment(network, settings, preprocessing, *what, *arguments)
+
+    return Programs(zero_metrics, steps, evaluate, measure_alignment)
+
+
+def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, batch_size: int) -> Callable:
+    """As `epoch.train_steps`, compiled for such arguments as its first ones; or one step at a time where XLA is slow at
+    what is in loops.
+
+    Raises:
+        ConfigError: it takes more memory than a device has.
+    """
+    if jax.config.jax_disable_jit:
+        return epoch.steps_one_by_one(one_step)
+    of_one, of_many = (jax.jit(run, donate_argnums=(4, 5)) for run in (one_step, train_steps))
+    traced = of_one.trace(*arguments, 0)
+    alone = slow_in_loops(traced.jaxpr)
+    program = (traced if alone else of_many.trace(*arguments, 0, 0)).lower().compile()
+    size = program.memory_analysis()
+    needed = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
+    if size.temp_size_in_bytes + needed > device_memory():
+        raise ConfigError(
+            f"config.batch_size: got {batch_size}, which needs {(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of "
+            f"each device; allowed: what fits into {device_memory() / 1e9:.3g} GB"
+        )
+    return epoch.steps_one_by_one(program) if alone else program
