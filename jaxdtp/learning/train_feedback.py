@@ -132,6 +132,8 @@ def _by_block(jobs: dict, done: list[tuple]) -> list[dict]:
 def layer_parameters(network: Network, state: TrainState) -> frozenset[str]:
     """The parameters that have a feedback weight, by name, such as 'block.layer.kernel'."""
     names = []
+    # NNX writes into what it keeps, which arrays of the host don't let it.
+    state = jax.tree.map(jnp.asarray, state)
     for index, block in enumerate(network):
         layers, _ = block_layers(network, index, state, 2, jax.random.key(0))
         of_block = parameter_names(state.forward[block.name])
