@@ -23,6 +23,7 @@ from jaxdtp.build import (
 )
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim, describe, remember
+from jaxdtp.compiled import kept_programs
 from jaxdtp.config import resolve
 from jaxdtp.console import say
 from jaxdtp.feeding import Feed
@@ -47,7 +48,8 @@ def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
 
     @functools.wraps(run)
     def wrapped(config, workdir):
-        with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
+        precision = jax.default_matmul_precision(config.matmul_precision)
+        with kept_programs(), jax.enable_x64(config.float64), precision:
             return run(config, workdir)
 
     return wrapped

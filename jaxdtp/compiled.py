@@ -1,0 +1,78 @@
+"""Compiled programs on disk, for the next process: JAX's persistent compilation cache, switched on during a run.
+
+It lies under `places.cache_home()`, in a directory for each version of JAX and kind of processor, and holds up to
+`MOST_BYTES`. JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another place, and
+JAX_ENABLE_COMPILATION_CACHE=0 switches it off.
+"""
+
+import contextlib
+import hashlib
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jaxlib
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxdtp.places import cache_home
+
+MOST_BYTES = 2e9
+MIN_SECONDS = 0.02
+"""Programs that compile faster are compiled again."""
+
+
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """Meanwhile what is compiled is kept, and what has been kept isn't compiled again."""
+    directory = cache_home() / "compiled" / f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{_processor()}"
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache or not _ready(directory):
+        yield
+        return
+    ours = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS}
+    before = {name: getattr(jax.config, name) for name in ours}
+    try:
+        _set(ours)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+    # It looks at its settings but once.
+    compilation_cache.reset_cache()
+
+
+def _ready(directory: Path) -> bool:
+    """Make the directory, and room in all of them; False where nothing can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        files = [(max(stat.st_atime, stat.st_mtime), stat.st_size, path) for path, stat in _files(directory.parent)]
+        excess = sum(size for _, size, _ in files) - MOST_BYTES
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
+    except OSError:
+        return False
+    return True
+
+
+def _files(directory: Path) -> Iterator[tuple[Path, object]]:
+    for path in directory.glob("*/*"):
+        # Another process may be making room, too.
+        with contextlib.suppress(FileNotFoundError):
+            yield path, path.stat()
+
+
+def _processor() -> str:
+    """A name for this kind of processor: programs for one may use instructions that another hasn't got."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    except OSError:
+        about = [platform.machine(), platform.processor()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:8]
