@@ -86,6 +86,14 @@ _TEXT = Rule(
     lambda value: type(value) is str and len(value) <= 1000 and value.isprintable(),
     "text of up to 1000 printable characters",
 )
+_SIZE = Rule(
+    lambda value: (
+        all(_whole(1, LARGEST).check(item) for item in (value if isinstance(value, tuple | list) else (value,)))
+        and (not isinstance(value, tuple | list) or len(value) <= 2)
+    ),
+    "(), a number of pixels, or (height, width)",
+    lambda value: tuple(value) * (2 // len(value) if value else 1) if isinstance(value, tuple | list) else (value,) * 2,
+)
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 
 _OPTION = (int, float, bool, str, type(None))
@@ -126,6 +134,12 @@ RULES = {
     "dataset.name": _TEXT,
     "dataset.data_dir": _TEXT,
     "dataset.cache_dir": _TEXT,
+    "dataset.train_split": _TEXT,
+    "dataset.validation_split": _TEXT,
+    "dataset.test_split": _TEXT,
+    "dataset.image_key": _TEXT,
+    "dataset.label_key": _TEXT,
+    "dataset.size": _SIZE,
     "dataset.validation_fraction": _SHARE,
     "dataset.mean": _tuple_of(_NOT_NEGATIVE),
     "dataset.std": _tuple_of(_POSITIVE),

@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from jaxdtp import reports
-from jaxdtp.config import ConfigError, default_config, flatten
+from jaxdtp.config import ConfigError, default_config, flatten, shown
+from jaxdtp.data import Dataset
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -102,22 +105,65 @@ def stored_config(workdir: Path | None, overrides: dict[str, Any] | None = None)
     return config
 
 
-def describe(workdir: Path, image_shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
-    """Write what a run's model takes and gives, which its configuration alone doesn't say."""
-    content = {"image_shape": image_shape, "classes": classes}
-    reports.write_atomically(workdir / DATA, json.dumps(content, indent=2) + "\n")
+class About(NamedTuple):
+    """What a run's model takes and gives, and on which data, which its configuration alone doesn't say.
+
+    Attributes:
+        image_shape, dtype: of raw images.
+        classes: their names, by label.
+        examples: how many there are, by split.
+        labels: a checksum of all of them.
+    """
+
+    image_shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[str, ...]
+    examples: dict[str, int]
+    labels: int
 
 
-def described(workdir: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The image shape and the classes of the run in a directory.
+def about(dataset: Dataset) -> About:
+    """What is remembered of a data set."""
+    splits = {name: split for name, split in dataset._asdict().items() if name != "classes"}
+    images, labels = dataset.train.images, 0
+    for split in splits.values():
+        labels = zlib.crc32(np.ascontiguousarray(split.labels[split.rows]), labels)
+    sizes = {name: len(split.rows) for name, split in splits.items()}
+    return About(images.shape[1:], str(images.dtype), dataset.classes, sizes, labels)
+
+
+def describe(workdir: Path, dataset: Dataset) -> None:
+    """Write what a run's model takes and gives.
 
     Raises:
-        ConfigError: they aren't there.
+        ConfigError: the run in this directory was begun on other data.
+    """
+    ours = about(dataset)
+    found = described(workdir) if (workdir / DATA).exists() else ours
+    differing = [
+        f"{name} (there {shown(there)}, here {shown(here)})"
+        for name, there, here in zip(About._fields, found, ours, strict=True)
+        if there != here
+    ]
+    if differing:
+        raise ConfigError(
+            f"config.dataset: {workdir} belongs to a run on other data: {', '.join(differing)}; allowed: the same, or "
+            "another workdir"
+        )
+    reports.write_atomically(workdir / DATA, json.dumps(ours._asdict(), indent=2) + "\n")
+
+
+def described(workdir: Path) -> About:
+    """What is remembered of the data of the run in a directory.
+
+    Raises:
+        ConfigError: it isn't there.
     """
     path = workdir / DATA
     try:
         content = json.loads(path.read_text())
-        return tuple(content["image_shape"]), tuple(content["classes"])
+        shape, classes = tuple(content["image_shape"]), tuple(content["classes"])
+        return About(shape, str(content["dtype"]), classes, dict(content["examples"]), content["labels"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
 

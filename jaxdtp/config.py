@@ -40,11 +40,17 @@ def default_config() -> ConfigDict:
     config.network.init = "uniform"  # of forward and feedback parameters
 
     config.dataset = ConfigDict(type_safe=False)
-    config.dataset.name = "digits"  # scikit-learn's digits, or the name of a TFDS builder
-    config.dataset.data_dir = ""  # of TFDS; empty: TFDS's own default
+    config.dataset.name = "digits"  # scikit-learn's; a builder of TFDS; folder; npz; or FILE.py:NAME, see memory.py
+    config.dataset.data_dir = ""  # of TFDS, empty: TFDS's own default; of the pictures; the npz file
+    config.dataset.train_split = ""  # in the syntax of TFDS, such as train[:80%]; empty: train
+    config.dataset.validation_split = ""  # empty: a part of the training data
+    config.dataset.test_split = ""  # empty: test or, where that has no labels, validation, or a part of train
+    config.dataset.image_key = ""  # of the image among the features; empty: image, or the only one that fits
+    config.dataset.label_key = ""  # the same of the label
+    config.dataset.size = ()  # height and width to resize images to, or one number for both; empty: as they are
     config.dataset.cache_dir = ""  # of decoded images; empty: jaxdtp in XDG_CACHE_HOME or ~/.cache
     config.dataset.validation_fraction = 0.1  # of the training data
-    config.dataset.mean = (0.5,)  # by channel, of pixels in [0, 1]
+    config.dataset.mean = (0.5,)  # by channel or of all, of pixels in [0, 1]; of floating point ones as they are
     config.dataset.std = (0.5,)
     config.dataset.flip = False  # mirror left-right at random
     config.dataset.crop_padding = 0  # pixels of edge padding for random crops

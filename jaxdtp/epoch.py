@@ -42,11 +42,15 @@ class Preprocessing(NamedTuple):
 
 
 def normalise(preprocessing: Preprocessing, images: jax.Array) -> jax.Array:
-    """(images / 255 - mean) / std; images uint8 [batch, height, width, channels]."""
+    """(pixels - mean) / std of images [batch, height, width, channels], whose pixels are integers / their largest value
+    (uint8: 255, uint16: 65535), or floating point numbers as they are."""
     mean, std = (
         jnp.broadcast_to(jnp.array(values), images.shape) for values in (preprocessing.mean, preprocessing.std)
     )
-    return (images.astype(float) / 255 - mean) / std
+    pixels = images.astype(float)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        pixels /= jnp.iinfo(images.dtype).max
+    return (pixels - mean) / std
 
 
 def augment(preprocessing: Preprocessing, images: jax.Array, key: jax.Array) -> jax.Array:
@@ -106,7 +110,7 @@ def train_steps(
 
     Args:
         fixed: what stays fixed.
-        data: uint8 images and labels, on the devices.
+        data: images and labels, on the devices.
         order: positions in `data`, batch after batch.
         key: folded with the number of the step for augmentation and noise.
         state: before the steps.

@@ -45,6 +45,15 @@ def is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
+def stamp(path: epath.Path) -> tuple[int, int]:
+    """Size and date of a file: another content has another one of these."""
+    if is_local(path):
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    stat = path.stat()
+    return stat.length, stat.mtime
+
+
 def cache_home() -> Path:
     """Where caches go unless told otherwise: $XDG_CACHE_HOME/jaxdtp, or ~/.cache/jaxdtp."""
     # Relative ones are to be ignored (XDG Base Directory Specification).

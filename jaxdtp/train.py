@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, data, feeding, hosts, optimizers, reports
+from jaxdtp import checkpoints, feeding, hosts, optimizers, reports
 from jaxdtp.alignment import named_parameters, weight_alignment
 from jaxdtp.build import (
     build_network,
@@ -26,6 +26,7 @@ from jaxdtp.claim import check, claim, describe, remember
 from jaxdtp.compiled import kept_programs
 from jaxdtp.config import resolve
 from jaxdtp.console import say
+from jaxdtp.data import Data, Dataset, load, read
 from jaxdtp.feeding import Feed
 from jaxdtp.hosts import together
 from jaxdtp.learning.state import Settings, TrainState, init_state
@@ -42,32 +43,32 @@ from jaxdtp.trackers import Tracker, track
 EVALUATION_BATCH = 500
 
 
-def in_precision(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
-    """`run(config, workdir)` with all numbers, and all convolutions and matrix products, in the configuration's
+def in_precision(run: Callable[..., reports.Record]) -> Callable:
+    """`run(config, workdir, data)` with all numbers, and all convolutions and matrix products, in the configuration's
     precision."""
 
     @functools.wraps(run)
-    def wrapped(config, workdir):
+    def wrapped(config, workdir, data):
         precision = jax.default_matmul_precision(config.matmul_precision)
         with kept_programs(), jax.enable_x64(config.float64), precision:
-            return run(config, workdir)
+            return run(config, workdir, data)
 
     return wrapped
 
 
-def resolved(run: Callable[[ConfigDict, Path], reports.Record]) -> Callable:
-    """`run(config, workdir)` of a configuration and a directory as users have them."""
+def resolved(run: Callable[..., reports.Record]) -> Callable:
+    """`run(config, workdir, data)` of a configuration and a directory as users have them."""
 
     @functools.wraps(run)
-    def wrapped(config, workdir):
-        return run(resolve(config), local(str(workdir), "workdir"))
+    def wrapped(config, workdir, data=None):
+        return run(resolve(config), local(str(workdir), "workdir"), data)
 
     return wrapped
 
 
 @resolved
 @in_precision
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
+def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> reports.Record:
     """Train on all devices of all hosts, going on from the newest intact checkpoint in `workdir`, then evaluate the
     best epoch on the test data.
 
@@ -75,6 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         config: as from `default_config`, or `config.resolve`, which is done here.
         workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, plots/ and summary.json, all written
             by the first host.
+        data: instead of what `config.dataset.name` names, see `data.load`.
 
     Returns:
         The content of summary.json, see `summarise`.
@@ -86,7 +88,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         StoppedError: SIGINT or SIGTERM was received; the state is saved.
         hosts.StorageError: `workdir` can no longer be written.
     """
-    dataset = together(lambda: data.load(config.dataset, config.seed))
+    dataset = together(lambda: load(config.dataset, config.seed, data))
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     check_memory(config, network, device_memory())
@@ -103,7 +105,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
         together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
         checkpoint, records = resume(config, workdir, dataset, fresh)
         sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
-        say(f"{config.algorithm} on {config.dataset.name}: {sizes} training / validation / test images")
+        source = config.dataset.name if data is None else "the data given"
+        say(f"{config.algorithm} on {source}: {sizes} training / validation / test images")
         feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
         kept = "streamed" if feed.window else "on the devices"
         say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
@@ -151,8 +154,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> reports.Record:
 
 @resolved
 @in_precision
-def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
+def evaluate_best(config: ConfigDict, workdir: Path, data: Data = None) -> reports.Record:
     """Evaluate the best checkpoint in `workdir` on the test data.
+
+    Args:
+        config, workdir, data: as in `train_and_evaluate`.
 
     Returns:
         As `summarise`.
@@ -160,7 +166,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> reports.Record:
     Raises:
         ConfigError: `workdir` holds no checkpoint, or belongs to another configuration.
     """
-    dataset = together(lambda: data.load(config.dataset, config.seed))
+    dataset = together(lambda: load(config.dataset, config.seed, data))
     network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
     together(lambda: check(workdir, config), first_alone=True)
@@ -193,7 +199,7 @@ def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
 
 
 def resume(
-    config: ConfigDict, workdir: Path, dataset: data.Dataset, fresh: Checkpoint
+    config: ConfigDict, workdir: Path, dataset: Dataset, fresh: Checkpoint
 ) -> tuple[Checkpoint, list[reports.Record]]:
     """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
 
@@ -203,7 +209,7 @@ def resume(
         records = reports.read_records(workdir, int(found.state.step))
         done = records[-1]["epoch"] if records else 0
         remember(workdir, config, done)
-        describe(workdir, dataset.train.images.shape[1:], dataset.classes)
+        describe(workdir, dataset)
         reports.write_records(workdir, records)
         if found.score > -math.inf and done < config.num_epochs and done % config.checkpoint_every_epochs:
             # Saved because the run ended there, which it no longer does.
@@ -236,7 +242,7 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
         record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback, names))
     every = config.alignment.every_epochs
     if every and number % every == 0 and algorithm.paths != "none":
-        first = data.read(run.feed.split, np.arange(config.batch_size))
+        first = read(run.feed.split, np.arange(config.batch_size))
         batch, key = replicate(run.feed.mesh, (first, key))
         matching = run.programs.measure_alignment(run.numbers, state, batch, key)
         # Where a gradient is zero there is no angle to it.

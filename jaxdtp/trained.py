@@ -30,7 +30,8 @@ class Trained(NamedTuple):
         model: what blocks keep without learning it, such as batch statistics, by block name.
         preprocessing: how uint8 images become the network's input.
         classes: their names, by label.
-        predict: `predict(images)` to logits, [batch, classes]; images uint8 [batch, height, width, channels]. Jitted.
+        predict: `predict(images)` to logits, [batch, classes]; images [batch, height, width, channels] in the type
+            of the data set, mostly uint8. Jitted.
     """
 
     step: int
@@ -54,7 +55,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     """
     workdir = local(str(workdir), "workdir")
     config = resolve(stored_config(workdir))
-    image_shape, classes = described(workdir)
+    image_shape, dtype, classes, *_ = described(workdir)
     with jax.enable_x64(config.float64):
         network = build_network(config, image_shape, len(classes))
         settings = build_settings(config, network, steps_per_epoch=1)  # which only the learning rates depend on
@@ -69,9 +70,9 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
 
     def predict(images: Any) -> jax.Array:
         images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:] != image_shape:
+        if images.dtype != dtype or images.shape[1:] != image_shape:
             raise ConfigError(
-                f"images: got {images.dtype} of shape {images.shape}; allowed: uint8 of shape [batch, "
+                f"images: got {images.dtype} of shape {images.shape}; allowed: {dtype} of shape [batch, "
                 f"{', '.join(map(str, image_shape))}], as the data set has them"
             )
         with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):

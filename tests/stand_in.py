@@ -30,14 +30,16 @@ def labels(indices, num_classes):
 class Source(Sequence):
     """The computed examples as a TFDS data source."""
 
-    def __init__(self, size, shape, num_classes):
-        self.size, self.num_classes = size, num_classes
+    def __init__(self, size, shape, num_classes, ended=lambda: None):
+        self.size, self.num_classes, self.ended = size, num_classes, ended
         self.patterns = images(np.arange(PATTERNS), shape)
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
+        if index == self.size - 1:
+            self.ended()
         image = self.patterns[index % PATTERNS].copy()
         image.reshape(-1)[:4] = np.frombuffer(index.to_bytes(4, "little"), np.uint8)
         return {"image": image, "label": labels(index, self.num_classes)}
@@ -45,7 +47,7 @@ class Source(Sequence):
 
 def builder(directory: Path, sizes: dict[str, int], shape=(6, 5, 3), num_classes=7):
     """What `data` uses of a TFDS builder, with a file for the records of each split, and a list of the splits that
-    were decoded."""
+    were decoded to their end."""
     splits = {}
     for name, size in sizes.items():
         record = directory / f"made_up-{name}.array_record"
@@ -60,8 +62,7 @@ def builder(directory: Path, sizes: dict[str, int], shape=(6, 5, 3), num_classes
     decoded = []
 
     def as_data_source(split):
-        decoded.append(split)
-        return Source(sizes[split], shape, num_classes)
+        return Source(sizes[split], shape, num_classes, lambda: decoded.append(split))
 
     info = SimpleNamespace(name="made_up", full_name="made_up/1.0.0", splits=splits, features=features)
     return SimpleNamespace(info=info, data_path=directory, as_data_source=as_data_source, decoded=decoded)
@@ -90,19 +91,34 @@ def write_tfds(data_dir: Path, name: str, splits: dict, shape, num_classes, shar
         The directory with the files.
     """
     import tensorflow_datasets as tfds
+
+    image, label = tfds.features.Image(shape=shape), tfds.features.ClassLabel(num_classes=num_classes)
+    examples = {split: [{"image": image, "label": label} for image, label in pairs] for split, pairs in splits.items()}
+    # Any label can be written like this, not just those of the classes.
+    return write_features(data_dir, name, examples, {"image": image, "label": label}, {"label": np.int64}, shards)
+
+
+def write_features(data_dir: Path, name: str, splits: dict, features: dict, written_as: dict, shards=1) -> Path:
+    """As `write_tfds`, of any features.
+
+    Args:
+        data_dir, name, shards: as there.
+        splits: by name the examples, dictionaries.
+        features: of TFDS, by key.
+        written_as: other features than these to write some with.
+    """
+    import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
     directory = data_dir / name / "1.0.0"
     directory.mkdir(parents=True)
-    image = tfds.features.Image(shape=shape)
-    # Any label can be written like this, not just those of the classes.
-    serialize = tfds.features.FeaturesDict({"image": image, "label": np.int64}).serialize_example
+    serialize = tfds.features.FeaturesDict(features | written_as).serialize_example
     infos = []
     for split, examples in splits.items():
         template = tfds.core.ShardedFileTemplate(
             data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record"
         )
-        records = [serialize({"image": image, "label": label}) for image, label in examples]
+        records = [serialize(example) for example in examples]
         parts = [records[len(records) * i // shards : len(records) * (i + 1) // shards] for i in range(shards)]
         for index, part in enumerate(parts):
             path = template.sharded_filepath(shard_index=index, num_shards=shards)
@@ -112,7 +128,6 @@ def write_tfds(data_dir: Path, name: str, splits: dict, shape, num_classes, shar
             writer.close()
         lengths, size = [len(part) for part in parts], sum(map(len, records))
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
-    features = {"image": image, "label": tfds.features.ClassLabel(num_classes=num_classes)}
     tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=infos, check_data=False)
     return directory
 

@@ -30,7 +30,7 @@ def config(tmp_path):
 @pytest.fixture
 def builder(tmp_path, monkeypatch):
     builder = stand_in.builder(tmp_path, SIZES)
-    monkeypatch.setattr(data, "_builder", lambda config: builder)
+    monkeypatch.setattr(data.tfds, "open_builder", lambda config: builder)
     return builder
 
 
@@ -206,7 +206,7 @@ from jaxdtp import data
 
 directory = Path({str(tmp_path)!r})
 builder = stand_in.builder(directory, {SIZES!r})
-data._builder = lambda config: builder
+data.tfds.open_builder = lambda config: builder
 get = stand_in.Source.__getitem__
 def stop(source, index):
     if index == 10:
@@ -259,7 +259,7 @@ from jaxdtp import data
 
 directory, shape = Path.cwd(), (32, 32, 3)
 builder = stand_in.builder(directory, {FULL_SIZE!r}, shape, 1000)
-data._builder = lambda config: builder
+data.tfds.open_builder = lambda config: builder
 config = stand_in.config("made_up", directory)
 
 def batches(split):

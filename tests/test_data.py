@@ -1,6 +1,7 @@
 """Data sets: the digits, and data sets of TFDS, whole and damaged."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -123,11 +124,21 @@ def test_validation_split_stands_in_for_a_missing_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("test", [None, []])
-def test_missing_and_empty_splits_are_named(tmp_path, test):
+def test_without_a_test_split_a_fixed_part_of_training_is_one(tmp_path, test, capsys):
     splits = ("train",) if test is None else ("train", "test")
-    words = r"other has examples in the splits train; allowed: .* test or validation"
-    with pytest.raises(ConfigError, match=words):
-        loaded_with(tmp_path, encoded(TRAIN), test, splits)
+    dataset = loaded_with(tmp_path, encoded(TRAIN), test, splits)
+    assert "a fixed part (1/5) of the training data is for testing" in capsys.readouterr().out
+    assert [len(split.rows) for split in dataset[:3]] == [12, 4, 4]
+    rows = [list(split.rows) for split in dataset[:3]]
+    assert sorted([*rows[0], *rows[1], *rows[2]]) == list(range(20))
+    other_seed = data.load(stand_in.config("other", tmp_path / "others"), seed=1)
+    np.testing.assert_array_equal(other_seed.test.rows, dataset.test.rows)
+    assert list(other_seed.validation.rows) != rows[1]
+
+
+def test_a_missing_train_split_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.dataset.train_split: got 'train' .* one of test, or parts"):
+        loaded_with(tmp_path, encoded(TRAIN), splits=("test",))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "imagenet_resized/32x32"])
@@ -141,7 +152,7 @@ def test_unprepared_data_set_says_what_to_do(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("no_such_thing", "'no_such_thing' is neither 'digits' nor a data set of TFDS"),
+        ("no_such_thing", "'no_such_thing' is neither 'digits', 'folder', 'npz' nor a data set of TFDS"),
         ("No-name", "'No-name' can't be opened by TFDS"),
         ("imagenet_resized/31x31", "'imagenet_resized/31x31' can't be opened by TFDS"),
         ("mnist:9.9.9", "'mnist:9.9.9' can't be opened by TFDS"),
@@ -260,16 +271,6 @@ def test_damaged_metadata_is_refused(config, files, file, content):
     refusal(lambda: data.load(config, seed=0), "'tiny'", str(config.data_dir), "features.json", "download_and_prepare")
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [('"image": {\n', '"picture": {\n'), ('"uint8"', '"uint16"'), ('"6"', '"-1"'), ('"label"', '"tag"')]
-)
-def test_unsuitable_features_are_refused(config, files, old, new):
-    features = files / "features.json"
-    features.write_text(features.read_text().replace(old, new, 1))
-    words = "a class 'label' and an 'image' of fixed height, width and channels in uint8"
-    refusal(lambda: data.load(config, seed=0), "'tiny' has the features ", words)
-
-
 def test_digits():
     config = default_config().dataset
     digits = data.load(config, seed=3)
@@ -309,15 +310,16 @@ def test_evaluation_counts_every_example_once(batch_size):
     params, state = init(network, jax.random.key(0))
     preprocessing = Preprocessing((0.5,), (0.5,))
     order = np.arange(20)
-    ours = evaluate(network, preprocessing, batch_size, None, params, state, split, order, 20)
-    whole = evaluate(network, preprocessing, 20, None, params, state, split, order, 20)
+
+    def sums(batch_size, order, count):
+        program = jax.jit(functools.partial(evaluate, network, preprocessing, batch_size, None))
+        return program(params, state, split, order, count)
+
+    ours, whole = sums(batch_size, order, 20), sums(20, order, 20)
     assert set(ours) == {"loss", "top1", "top5"}
     for name in ours:
         np.testing.assert_allclose(ours[name], whole[name], rtol=1e-5)
-    some = [
-        evaluate(network, preprocessing, batch_size, None, params, state, split, order[::-1], count)
-        for count in (5, 20)
-    ]
-    rest = evaluate(network, preprocessing, batch_size, None, params, state, split, order[:15], 15)
+    some = [sums(batch_size, order[::-1], count) for count in (5, 20)]
+    rest = sums(batch_size, order[:15], 15)
     for name in ours:
         np.testing.assert_allclose(some[0][name] + rest[name], some[1][name], rtol=1e-5)

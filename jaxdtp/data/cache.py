@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
-from jaxdtp.config import ConfigError
+from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
+from jaxdtp.places import cache_home, is_local, place
 
 ARRAYS = ("images.npy", "labels.npy")
 INDEX = "index.json"
@@ -25,25 +27,33 @@ ABANDONED_SECONDS = 3600.0  # without a write, which takes a running process les
 
 
 def fetch(
-    path: Path, identity: str, shape: tuple[int, ...], examples: Callable[[], Iterable[tuple[np.ndarray, int]]]
+    cache_dir: str,
+    name: str,
+    identity: str,
+    kind: tuple[tuple[int, ...], np.dtype],
+    examples: Callable[[], Iterable[tuple[np.ndarray, int]]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of the directory `path`, written first where that is missing, damaged or of other data.
+    """Images and labels of a directory in the cache, written first where that is missing, damaged or of other data.
 
     Any number of processes may do so at once, on hosts that share the directory too: each writes a directory of its
-    own, and the first that is complete gets the name `path`.
+    own, and the first that is complete gets the name. A cache on object storage is a store of such directories, from
+    which they are copied into the local one; there the index, written last, makes a directory whole.
 
     Args:
-        path: of the directory.
+        cache_dir: of the configuration; '': the usual one.
+        name: of the directory.
         identity: says which data these are.
-        shape: [examples, height, width, channels] of the images.
-        examples: `examples()` gives the images, uint8 [height, width, channels], and their labels, one after another.
+        kind: shape, [examples, height, width, channels], and type of the images.
+        examples: `examples()` gives the images, [height, width, channels], and their labels, one after another.
 
     Returns:
-        Images, uint8 [examples, height, width, channels], and labels, int32 [examples], mapped into memory.
+        Images, [examples, height, width, channels], and labels, int32 [examples], mapped into memory.
 
     Raises:
         ConfigError: the directory can't be written.
     """
+    home = place(cache_dir, "config.dataset.cache_dir") if cache_dir else epath.Path(cache_home())
+    path, store = Path(home if is_local(home) else cache_home()) / name, None if is_local(home) else home / name
     try:
         stored = _open(path, identity)
         if stored is None:
@@ -51,16 +61,44 @@ def fetch(
                 say(f"{path} is damaged or of other data: decoding the data set again")
                 _discard(path)
             _remove_abandoned(path)
-            _write(path, identity, shape, examples())
+            if store is None or not _copied(store, path, identity):
+                _write(path, lambda unfinished: _decode(unfinished, identity, kind, examples()))
+                if store is not None:
+                    _upload(path, store)
             stored = _open(path, identity)
             if stored is None:
                 raise OSError("what is read there is not what was written")
     except OSError as error:
+        reason = f"can't write {store or path} ({one_line(str(error))})"
+        room = np.prod(kind[0]) * kind[1].itemsize / 1e6
         raise ConfigError(
-            f"config.dataset.cache_dir: can't write {path} ({error}); allowed: a directory with room for "
-            f"{np.prod(shape) / 1e6:.0f} MB"
+            f"config.dataset.cache_dir: {reason}; allowed: a directory with room for {room:.0f} MB"
         ) from error
     return stored
+
+
+def _copied(store: epath.Path, path: Path, identity: str) -> bool:
+    """Whether a store has had a whole directory of these data, which is at `path` now."""
+    if not (store / INDEX).exists():
+        return False
+
+    def copy(unfinished: Path) -> None:
+        for name in (*ARRAYS, INDEX):
+            with (store / name).open("rb") as source, open(unfinished / name, "wb") as target:
+                shutil.copyfileobj(source, target, BLOCK_BYTES)
+
+    _write(path, copy)
+    if _open(path, identity) is None:
+        say(f"{store} is damaged or of other data: decoding the data set again")
+        _discard(path)
+        return False
+    return True
+
+
+def _upload(path: Path, store: epath.Path) -> None:
+    for name in (*ARRAYS, INDEX):
+        with open(path / name, "rb") as source, (store / name).open("wb") as target:
+            shutil.copyfileobj(source, target, BLOCK_BYTES)
 
 
 def _open(path: Path, identity: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -75,20 +113,12 @@ def _open(path: Path, identity: str) -> tuple[np.ndarray, np.ndarray] | None:
     return images, labels
 
 
-def _write(path: Path, identity: str, shape: tuple[int, ...], examples: Iterable[tuple[np.ndarray, int]]) -> None:
+def _write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Give the name `path` to a directory once it has been filled."""
     unfinished = _unfinished(path)
     try:
         unfinished.mkdir(parents=True)
-        labels = np.empty(shape[0], np.int32)
-        # A file and not a writable memory map, which a full disk would end with a bus error.
-        with open(unfinished / "images.npy", "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for index, (image, label) in enumerate(examples):
-                file.write(np.ascontiguousarray(image))
-                labels[index] = label
-        np.save(unfinished / "labels.npy", labels)
-        (unfinished / INDEX).write_text(json.dumps(_index(unfinished, identity)))
+        fill(unfinished)
         try:
             unfinished.rename(path)
         except OSError:
@@ -97,6 +127,25 @@ def _write(path: Path, identity: str, shape: tuple[int, ...], examples: Iterable
             # Another process was faster.
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _decode(
+    path: Path,
+    identity: str,
+    kind: tuple[tuple[int, ...], np.dtype],
+    examples: Iterable[tuple[np.ndarray, int]],
+) -> None:
+    shape, dtype = kind
+    labels = np.empty(shape[0], np.int32)
+    # A file and not a writable memory map, which a full disk would end with a bus error.
+    with open(path / "images.npy", "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for index, (image, label) in enumerate(examples):
+            file.write(np.ascontiguousarray(image))
+            labels[index] = label
+    np.save(path / "labels.npy", labels)
+    (path / INDEX).write_text(json.dumps(_index(path, identity)))
 
 
 def _index(path: Path, identity: str) -> dict:

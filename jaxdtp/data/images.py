@@ -1,0 +1,73 @@
+"""Images of whatever kind as arrays, and of another size."""
+
+from typing import Any
+
+import numpy as np
+
+DTYPES = "uint8, uint16, bool (which becomes 0 and 255) and floating point"
+
+
+def as_array(image: Any) -> np.ndarray:
+    """An image as [height, width, channels] in uint8, uint16 or float32.
+
+    Args:
+        image: an array, of grey images also [height, width], or a picture of PIL, as it is to be seen: turned as its
+            EXIF data say, palettes and inks as colours, without transparency.
+
+    Raises:
+        ValueError: its type isn't one of `DTYPES`.
+    """
+    if hasattr(image, "convert"):
+        image = _of_picture(image)
+    image = np.asarray(image)
+    if image.dtype == np.bool_:
+        image = image.astype(np.uint8) * np.uint8(255)
+    elif np.issubdtype(image.dtype, np.floating):
+        image = image.astype(np.float32)
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"images of type {image.dtype}; allowed: {DTYPES}")
+    return image[..., None] if image.ndim == 2 else image
+
+
+def _of_picture(picture: Any) -> np.ndarray:
+    from PIL import ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if is_deep(picture.mode):
+        return np.asarray(picture).astype(np.uint16)
+    if picture.mode == "F":
+        return np.asarray(picture)
+    return np.asarray(picture.convert("L" if is_grey(picture.mode) else "RGB"))
+
+
+def is_deep(mode: str) -> bool:
+    """Whether a picture of PIL has 16 bits."""
+    return mode.startswith("I")
+
+
+def is_grey(mode: str) -> bool:
+    """Whether a picture of PIL has no colours."""
+    return mode in ("1", "L", "LA", "La", "F") or is_deep(mode)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image of another size: its middle, of the right proportions, with linear interpolation, averaging where it
+    shrinks.
+
+    Args:
+        image: [height, width, channels].
+        size: height and width.
+    """
+    from PIL import Image, ImageOps
+
+    height, width = size
+    if image.dtype == np.uint8 and image.shape[-1] in (1, 3, 4):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        image = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
+        return image.reshape(height, width, -1)
+    channels = [
+        np.asarray(ImageOps.fit(Image.fromarray(channel), (width, height), Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(image.astype(np.float32), -1, 0)
+    ]
+    image, dtype = np.stack(channels, axis=-1), image.dtype
+    return image if dtype == np.float32 else np.round(image).astype(dtype)
