@@ -61,7 +61,7 @@ def builder(directory: Path, sizes: dict[str, int], shape=(6, 5, 3), num_classes
     }
     decoded = []
 
-    def as_data_source(split):
+    def as_data_source(split, decoders):
         return Source(sizes[split], shape, num_classes, lambda: decoded.append(split))
 
     info = SimpleNamespace(name="made_up", full_name="made_up/1.0.0", splits=splits, features=features)

@@ -58,16 +58,19 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         image: [height, width, channels].
         size: height and width.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     height, width = size
-    if image.dtype == np.uint8 and image.shape[-1] in (1, 3, 4):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        image = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
-        return image.reshape(height, width, -1)
-    channels = [
-        np.asarray(ImageOps.fit(Image.fromarray(channel), (width, height), Image.Resampling.BILINEAR))
-        for channel in np.moveaxis(image.astype(np.float32), -1, 0)
-    ]
-    image, dtype = np.stack(channels, axis=-1), image.dtype
-    return image if dtype == np.float32 else np.round(image).astype(dtype)
+    scale = min(image.shape[0] / height, image.shape[1] / width)
+    cut = [max(1, round(scale * length)) for length in size]
+    top, left = ((old - new) // 2 for old, new in zip(image.shape, cut, strict=False))
+    image = np.ascontiguousarray(image[top : top + cut[0], left : left + cut[1]])
+
+    def fit(array: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
+
+    if image.dtype == np.uint8 and image.shape[-1] == 3:
+        return fit(image)
+    deep = image if image.dtype == np.uint8 else image.astype(np.float32)
+    result = np.stack([fit(channel) for channel in np.moveaxis(deep, -1, 0)], axis=-1)
+    return np.round(result).astype(np.uint16) if image.dtype == np.uint16 else result

@@ -31,8 +31,8 @@ def of_file(config: ConfigDict) -> Found:
     """
     path = place(config.data_dir, "config.dataset.data_dir")
     if path.is_dir():
-        named = {split: path / f"{name}.npz" for split, names in SPLITS.items() for name in names}
-        files = {split: file for split, file in named.items() if file.exists()}
+        named = [(split, path / f"{name}.npz") for split, names in SPLITS.items() for name in names]
+        files = {split: file for split, file in named if file.exists()}
     else:
         files = {"": path} if config.data_dir and path.exists() else {}
     if not files:

@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets, read through `as_data_source`, which needs no TensorFlow."""
 
 import functools
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def find(config: ConfigDict) -> Found:
     label_key = choose("label_key", config.label_key, info, _is_class, or_else=_is_whole)
     filled = {name: split for name, split in info.splits.items() if split.num_examples}
     # Copies live as long as what reads them.
-    source = functools.cache(functools.partial(_source, builder, []))
+    source = functools.cache(functools.partial(_source, builder, _decoders(info.features[image_key], image_key), []))
     splits = {name: _stored(builder, name, image_key, label_key, source) for name in filled}
     lengths = {name: list(split.shard_lengths) for name, split in filled.items()}
     names = getattr(info.features[label_key], "names", None)
@@ -70,7 +71,7 @@ def choose(
     or_else: Callable[[Any], bool] = lambda feature: False,
 ) -> str:
     """The feature that a key names; '': the one with the usual name, or the only one that fits."""
-    features, usual = info.features, key.removesuffix("_key")
+    features, usual = dict(sorted(info.features.items())), key.removesuffix("_key")
     candidates = [name for name in features if fits(features[name])]
     candidates = candidates or [name for name in features if or_else(features[name])]
     allowed = [name for name in features if fits(features[name]) or or_else(features[name])]
@@ -116,7 +117,12 @@ def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Cal
 
     def get(index: int) -> tuple[Any, Any]:
         example = source(name)[index]
-        return example[image_key], example[label_key]
+        image = example[image_key]
+        if isinstance(image, bytes):
+            from PIL import Image
+
+            image = Image.open(io.BytesIO(image))
+        return image, example[label_key]
 
     def where(index: int) -> str:
         file = info.filepaths[np.searchsorted(np.cumsum(info.shard_lengths), index, side="right")]
@@ -130,10 +136,10 @@ def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Cal
     return Stored(info.num_examples, get, where, _prepare_again(builder), shape, dtype, identity)
 
 
-def _source(builder: Any, copies: list, split: str) -> Any:
+def _source(builder: Any, decoders: Any, copies: list, split: str) -> Any:
     """Random access to a split's records, which are copied here first where they are on object storage."""
     if is_local(builder.data_path):
-        return builder.as_data_source(split=split)
+        return builder.as_data_source(split=split, decoders=decoders)
     import tensorflow_datasets as tfds
 
     copies.append(tempfile.TemporaryDirectory(prefix="jaxdtp-"))
@@ -141,7 +147,16 @@ def _source(builder: Any, copies: list, split: str) -> Any:
     for path in builder.data_path.iterdir():
         if path.name in records or path.suffix in (".json", ".txt"):
             (Path(copies[-1].name) / path.name).write_bytes(path.read_bytes())
-    return tfds.builder_from_directory(copies[-1].name).as_data_source(split=split)
+    return tfds.builder_from_directory(copies[-1].name).as_data_source(split=split, decoders=decoders)
+
+
+def _decoders(feature: Any, image_key: str) -> Any:
+    """None, or what leaves images as they are written: grey ones of 16 bits, for which TFDS wants OpenCV."""
+    if np.dtype(feature.np_dtype) != np.uint16 or feature.shape[2:] != (1,) or not hasattr(feature, "encoding_format"):
+        return None
+    import tensorflow_datasets as tfds
+
+    return {image_key: tfds.decode.SkipDecoding()}
 
 
 def _prepare_again(builder: Any) -> str:
