@@ -1,10 +1,9 @@
 """Other rules beside a configuration's own, each in a directory below the run's, and all in one picture."""
 
-from pathlib import Path
-
+from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import hosts, reports
+from jaxdtp import hosts, reports, storage
 from jaxdtp.claim import check, remember, remembered
 from jaxdtp.console import say
 from jaxdtp.rounds import DivergedError
@@ -14,12 +13,12 @@ Configs = dict[str, ConfigDict]
 """Resolved configurations by rule."""
 
 
-def directory(workdir: Path, rule: str) -> Path:
+def directory(workdir: epath.Path, rule: str) -> epath.Path:
     """Of the run by another rule."""
     return workdir / "beside" / rule
 
 
-def prepare(workdir: Path, configs: Configs) -> None:
+def prepare(workdir: epath.Path, configs: Configs) -> None:
     """Write the configurations into their directories, so that `workdir` knows all of its runs from the beginning.
 
     Raises:
@@ -31,13 +30,13 @@ def prepare(workdir: Path, configs: Configs) -> None:
             path = directory(workdir, rule)
             check(path, config)
             if remembered(path) is None:
-                path.mkdir(parents=True, exist_ok=True)
+                storage.make_directory(path)
                 remember(path, config, 0)
 
     hosts.together(write, first_alone=True)
 
 
-def train(workdir: Path, own: str, accuracy: float, configs: Configs) -> None:
+def train(workdir: epath.Path, own: str, accuracy: float, configs: Configs) -> None:
     """Train by the other rules, one after the other, then draw all of them in plots/beside.png.
 
     Args:

@@ -1,32 +1,31 @@
 """Checkpoints: Orbax writes and reads them; here is which ones stay, and whether they are what was written.
 
-A checkpoint is a directory in WORKDIR/checkpoints, named after its training step. It appears at once and whole, or not
-at all. The two newest and the best one stay. Orbax doesn't notice every damage to its files, so each checkpoint holds
-checksums of all of them.
+A checkpoint is a directory in WORKDIR/checkpoints, named after its training step. It appears whole or not at all
+(`jaxdtp.storage`); on object storage it is there once it has its `ABOUT`. The two newest and the best one stay. Orbax
+doesn't notice every damage to its files, so each checkpoint holds checksums of all of them.
 """
 
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
+from jaxdtp import storage
 from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
 from jaxdtp.hosts import StorageError
 from jaxdtp.learning.state import TrainState
-from jaxdtp.reports import write_atomically
+from jaxdtp.places import is_local, of_storage
 
 NEWEST = 2
 ABOUT = "about.json"
 
-_DELETED = ".deleted"
 _CHUNK = 2**20  # bytes
 
 
@@ -44,37 +43,42 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
 
 
-def tidy(workdir: Path) -> None:
+def tidy(workdir: epath.Path) -> None:
     """Make the directory of a run's checkpoints, or remove what a killed run has left in it half-written or
     half-deleted."""
     directory = _directory(workdir)
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.iterdir():
-        if path.is_file():
-            path.unlink()
-        elif not path.name.isdecimal():
-            shutil.rmtree(path, ignore_errors=True)
+    storage.make_directory(directory)
+    kept = {str(step) for step in saved_steps(workdir)}
+    for path in storage.inside(directory):
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            path.rmtree(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def save(workdir: Path, checkpoint: Checkpoint) -> None:
+def save(workdir: epath.Path, checkpoint: Checkpoint) -> None:
     """Save a checkpoint, unless there is one of its step, then delete those that it makes superfluous.
 
     Raises:
         StorageError: it can't be written. Those that were there stay.
     """
     directory, step = _directory(workdir), int(checkpoint.state.step)
-    path, unfinished = directory / str(step), directory.absolute() / f"{step}.unfinished"
-    if path.exists():
+    path = directory / str(step)
+    if step in saved_steps(workdir):
         return
     try:
-        _check_room(directory, sum(array.nbytes for array in jax.tree.leaves(checkpoint.state)))
-        unfinished.mkdir()
-        ocp, checkpointer = _orbax()
-        checkpointer.save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
-        about = {"score": checkpoint.score, "progress": checkpoint.progress, "files": _checksums(unfinished)}
-        _write_about(unfinished, about)
-        unfinished.rename(path)
-    except (OSError, ValueError) as error:
+        if is_local(directory):
+            _check_room(directory, sum(array.nbytes for array in jax.tree.leaves(checkpoint.state)))
+        with storage.new_directory(path, last=ABOUT) as unfinished:
+            ocp, checkpointer = _orbax()
+            checkpointer.save(unfinished / "state", args=ocp.args.StandardSave(checkpoint.state))
+            about = {"score": checkpoint.score, "progress": checkpoint.progress, "files": _checksums(unfinished)}
+            _write_about(unfinished, about)
+    except Exception as error:
+        if not (of_storage(error) or isinstance(error, ValueError)):  # which is Orbax's
+            raise
         raise StorageError(
             f"--workdir: can't save step {step} in {directory} ({one_line(str(error))}); allowed: a "
             "writable directory with room; the checkpoints of earlier steps are intact"
@@ -82,26 +86,24 @@ def save(workdir: Path, checkpoint: Checkpoint) -> None:
     steps = saved_steps(workdir)
     best = max(steps, key=lambda step: _score(directory, step))
     for step in set(steps[:-NEWEST]) - {best}:
-        # Renamed first: a run that is killed while it deletes must not leave half of a checkpoint behind.
-        deleted = directory / f"{step}{_DELETED}"
-        os.replace(directory / str(step), deleted)
-        shutil.rmtree(deleted, ignore_errors=True)
+        storage.remove_directory(directory / str(step), last=ABOUT)
 
 
-def take_score(workdir: Path, step: int) -> None:
+def take_score(workdir: epath.Path, step: int) -> None:
     """Make a checkpoint one that is never the best."""
     path = _directory(workdir) / str(step)
     _write_about(path, _read_about(path) | {"score": -math.inf})
 
 
-def saved_steps(workdir: Path) -> list[int]:
+def saved_steps(workdir: epath.Path) -> list[int]:
     """The steps that there are checkpoints of, in rising order."""
     directory = _directory(workdir)
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+    paths = [path for path in storage.inside(directory) if path.name.isdecimal()]
+    # What lacks it on a disk is damaged, which will be told.
+    return sorted(int(path.name) for path in paths if is_local(path) or (path / ABOUT).exists())
 
 
-def restore_newest(workdir: Path, like: TrainState) -> Checkpoint | None:
+def restore_newest(workdir: epath.Path, like: TrainState) -> Checkpoint | None:
     """The newest intact checkpoint; None if there never was one. Newer, damaged ones are moved to damaged/.
 
     Args:
@@ -118,12 +120,11 @@ def restore_newest(workdir: Path, like: TrainState) -> Checkpoint | None:
     for step in steps:
         if step > checkpoint.state.step:
             aside = workdir / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-            aside.parent.mkdir(exist_ok=True)
-            os.replace(directory / str(step), aside)
+            storage.move_directory(directory / str(step), aside, last=ABOUT)
     return checkpoint
 
 
-def restore_best(workdir: Path, like: TrainState, step: int | None = None) -> Checkpoint:
+def restore_best(workdir: epath.Path, like: TrainState, step: int | None = None) -> Checkpoint:
     """The intact checkpoint with the highest score, or that of a step; the rest as `restore_newest`, but nothing is
     moved."""
     directory = _directory(workdir)
@@ -138,15 +139,18 @@ def restore_best(workdir: Path, like: TrainState, step: int | None = None) -> Ch
     return _first_intact(directory, by_score[::-1], like)
 
 
-def _directory(workdir: Path) -> Path:
+def _directory(workdir: epath.Path) -> epath.Path:
     return workdir / "checkpoints"
 
 
-def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkpoint:
+def _first_intact(directory: epath.Path, steps: list[int], like: TrainState) -> Checkpoint:
     for step in steps:
         try:
-            return _restore(directory, step, like)
+            with storage.local_copy(directory / str(step)) as path:
+                return _restore(path, like)
         except Exception as error:  # whatever Orbax raises for whatever is wrong
+            if not is_local(directory) and of_storage(error):
+                raise
             why = one_line(str(error))
             say(f"the checkpoint of step {step} in {directory} is damaged, so another one is used: {why}")
     if not steps:
@@ -157,8 +161,7 @@ def _first_intact(directory: Path, steps: list[int], like: TrainState) -> Checkp
     )
 
 
-def _restore(directory: Path, step: int, like: TrainState) -> Checkpoint:
-    path = directory.absolute() / str(step)
+def _restore(path: Path, like: TrainState) -> Checkpoint:
     about = _read_about(path)
     # Before Orbax reads them, which prints stack traces from its threads where a file is missing or cut off.
     if _checksums(path) != about["files"]:
@@ -169,21 +172,21 @@ def _restore(directory: Path, step: int, like: TrainState) -> Checkpoint:
     return Checkpoint(state, about["score"], about["progress"])
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_about(path: epath.Path | Path) -> dict[str, Any]:
     content = json.loads((path / ABOUT).read_text())
     if content["sha256"] != _checksum(json.dumps(content["about"]).encode()):
         raise ValueError(f"{ABOUT} is not as it was saved")
     return content["about"]
 
 
-def _write_about(path: Path, about: dict[str, Any]) -> None:
+def _write_about(path: epath.Path | Path, about: dict[str, Any]) -> None:
     content = {"about": about, "sha256": _checksum(json.dumps(about).encode())}
-    write_atomically(path / ABOUT, json.dumps(content))
+    storage.write(epath.Path(path) / ABOUT, json.dumps(content))
 
 
 def _checksums(path: Path) -> dict[str, str]:
     """Of each file of a checkpoint but `ABOUT`, by its name."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != ABOUT)
+    files = [file for file in storage.files(epath.Path(path)) if file.name != ABOUT]
     return {str(file.relative_to(path)): _checksum(file.read_bytes()) for file in files}
 
 
@@ -191,7 +194,7 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _check_room(directory: Path, size: int) -> None:
+def _check_room(directory: epath.Path, size: int) -> None:
     """Raise OSError where a file of so many bytes can't be written. Orbax would say so too, but with stack traces from
     its threads."""
     probe = directory / "room"
@@ -203,7 +206,7 @@ def _check_room(directory: Path, size: int) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _score(directory: Path, step: int) -> tuple[float, int]:
+def _score(directory: epath.Path, step: int) -> tuple[float, int]:
     """A checkpoint's score, and its step to decide between equal ones."""
     try:
         return _read_about(directory / str(step))["score"], step

@@ -3,17 +3,18 @@
 import contextlib
 import json
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
-from jaxdtp import reports
-from jaxdtp.config import ConfigError, default_config, flatten, shown
+from jaxdtp import lease, storage
+from jaxdtp.config import ConfigError, default_config, flatten, one_line, shown
 from jaxdtp.data import Dataset
+from jaxdtp.places import is_local, of_storage
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -33,8 +34,12 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Create `workdir`, or check that it belongs to this configuration, and keep other runs out meanwhile.
+def claim(workdir: epath.Path, config: ConfigDict) -> Iterator[Callable[[], bool]]:
+    """Create `workdir`, or check that it belongs to this configuration, and keep other runs out meanwhile: by a lock
+    or, on object storage, by a lease.
+
+    Yields:
+        Whether they are still kept out.
 
     Raises:
         ConfigError: it can't be written, another run is using it, or it belongs to another configuration, whose keys
@@ -42,19 +47,28 @@ def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            # The system lets go of the lock when the process ends, however it ends.
-            held.enter_context(FileLock(workdir / "lock", timeout=0))
+            storage.make_directory(workdir)
+            if is_local(workdir):
+                # The system lets go of the lock when the process ends, however it ends.
+                held.enter_context(FileLock(workdir / "lock", timeout=0))
+                ours = lambda: True  # noqa: E731
+            else:
+                ours = held.enter_context(lease.hold(workdir))
             check(workdir, config)
-        except Timeout as error:
-            raise ConfigError(f"--workdir: {workdir} is in use by another run; allowed: one run at a time") from error
-        except OSError as error:
-            reason = f"can't write to {workdir} ({error})"
+        except (Timeout, lease.InUseError) as error:
+            who = f" ({error})" if isinstance(error, lease.InUseError) else ""
+            raise ConfigError(
+                f"--workdir: {workdir} is in use by another run{who}; allowed: one run at a time"
+            ) from error
+        except Exception as error:
+            if isinstance(error, ConfigError) or not of_storage(error):
+                raise
+            reason = f"can't write to {workdir} ({one_line(str(error) or type(error).__name__)})"
             raise ConfigError(f"--workdir: {reason}; allowed: a writable directory") from error
-        yield
+        yield ours
 
 
-def remember(workdir: Path, config: ConfigDict, epochs: int) -> None:
+def remember(workdir: epath.Path, config: ConfigDict, epochs: int) -> None:
     """Write the configuration of a run with so many epochs done.
 
     Raises:
@@ -64,10 +78,10 @@ def remember(workdir: Path, config: ConfigDict, epochs: int) -> None:
         raise ConfigError(
             f"config.num_epochs: got {config.num_epochs}; allowed: {epochs} or more, which the run in {workdir} has had"
         )
-    reports.write_atomically(workdir / CONFIG, json.dumps(flatten(config), indent=2) + "\n")
+    storage.write(workdir / CONFIG, json.dumps(flatten(config), indent=2) + "\n")
 
 
-def remembered(workdir: Path) -> dict[str, Any] | None:
+def remembered(workdir: epath.Path) -> dict[str, Any] | None:
     """The configuration of the run in a directory, by dotted key; None where there is no run.
 
     Raises:
@@ -78,11 +92,13 @@ def remembered(workdir: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:
+        if not (of_storage(error) or isinstance(error, ValueError | TypeError)):
+            raise
         raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
 
 
-def stored_config(workdir: Path | None, overrides: dict[str, Any] | None = None) -> ConfigDict:
+def stored_config(workdir: epath.Path | None, overrides: dict[str, Any] | None = None) -> ConfigDict:
     """The configuration of the run in a workdir, not validated yet.
 
     Args:
@@ -132,7 +148,7 @@ def about(dataset: Dataset) -> About:
     return About(images.shape[1:], str(images.dtype), dataset.classes, sizes, labels)
 
 
-def describe(workdir: Path, dataset: Dataset) -> None:
+def describe(workdir: epath.Path, dataset: Dataset) -> None:
     """Write what a run's model takes and gives.
 
     Raises:
@@ -150,10 +166,10 @@ def describe(workdir: Path, dataset: Dataset) -> None:
             f"config.dataset: {workdir} belongs to a run on other data: {', '.join(differing)}; allowed: the same, or "
             "another workdir"
         )
-    reports.write_atomically(workdir / DATA, json.dumps(ours._asdict(), indent=2) + "\n")
+    storage.write(workdir / DATA, json.dumps(ours._asdict(), indent=2) + "\n")
 
 
-def described(workdir: Path) -> About:
+def described(workdir: epath.Path) -> About:
     """What is remembered of the data of the run in a directory.
 
     Raises:
@@ -168,7 +184,7 @@ def described(workdir: Path) -> About:
         raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
+def check(workdir: epath.Path, config: ConfigDict) -> None:
     """Raise ConfigError, which names the keys that differ, where `workdir` belongs to another configuration."""
     found = remembered(workdir)
     if found is None:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
+from jaxdtp.places import of_storage
 
 Result = TypeVar("Result")
 
@@ -110,7 +111,8 @@ def together(function: Callable[[], Result], *, first_alone: bool = False) -> Re
         first_alone: whether only the first host does it; the others get None.
 
     Raises:
-        ConfigError, StorageError: as `function` does, on any of the hosts; OSError becomes StorageError.
+        ConfigError, StorageError: as `function` does, on any of the hosts; other errors of storage become
+            StorageError.
     """
     failure, result = None, None
     if is_first() or not first_alone:
@@ -118,8 +120,11 @@ def together(function: Callable[[], Result], *, first_alone: bool = False) -> Re
             result = function()
         except (ConfigError, StorageError) as error:
             failure = error
-        except OSError as error:
-            failure = StorageError(f"--workdir: can't write there ({error}); allowed: a writable directory with room")
+        except Exception as error:
+            if not of_storage(error):
+                raise
+            reason = one_line(str(error) or type(error).__name__)
+            failure = StorageError(f"--workdir: can't write there ({reason}); allowed: a writable directory with room")
     if jax.process_count() > 1:
         content = json.dumps([type(failure).__name__, str(failure)]).encode() if failure else b""
         # JSON ends where it ends, so a message that is cut off would not be one.

@@ -16,6 +16,7 @@ import os
 import re
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from jaxdtp import __version__, beside, hosts
@@ -31,7 +33,7 @@ from jaxdtp.claim import remembered, stored_config
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
-from jaxdtp.places import local
+from jaxdtp.places import is_local, of_storage, place
 from jaxdtp.reports import summary_table
 from jaxdtp.rounds import DivergedError
 from jaxdtp.signals import StoppedError
@@ -46,7 +48,7 @@ class Arguments(NamedTuple):
     Attributes:
         config: of the run, validated.
         beside: those of the other rules that are trained, too.
-        config_file: where it comes from; None: from the workdir.
+        config_file: the name of where it comes from; None: from the workdir.
         workdir: directory of the run; None for a fresh one.
         mode: 'train' or 'eval'.
         hosts: of `hosts.connect`: coordinator, num_processes, process_id and timeout.
@@ -54,8 +56,8 @@ class Arguments(NamedTuple):
 
     config: ConfigDict
     beside: dict[str, ConfigDict]
-    config_file: Path | None
-    workdir: Path | None
+    config_file: str | None
+    workdir: epath.Path | None
     mode: str
     hosts: tuple[str | None, int | None, int | None, int]
 
@@ -125,13 +127,13 @@ def parse(argv: list[str]) -> Arguments:
     if workdir is not None and not (workdir and workdir.isprintable()):
         raise ConfigError(f"--workdir: got {shown(workdir)}; allowed: a directory's name, of printable characters")
     overrides = parse_overrides(rest, list(values))
-    workdir = local(workdir, "--workdir") if workdir else None
+    workdir = place(workdir, "--workdir") if workdir else None
     config = load_config(values.config, overrides) if values.config else stored_config(workdir, overrides)
     own = resolve(config, overrides)
     others = {}
     if values.mode == "train" and ("beside" in overrides or "algorithm" not in overrides):
         others = configs_beside(own, None if values.config else workdir, config, overrides)
-    config_file = Path(values.config.partition(":")[0]) if values.config else None
+    config_file = re.split(":(?!/)", values.config, maxsplit=1)[0] if values.config else None
     return Arguments(
         own,
         others,
@@ -143,7 +145,7 @@ def parse(argv: list[str]) -> Arguments:
 
 
 def configs_beside(
-    own: ConfigDict, workdir: Path | None, config: ConfigDict, overrides: dict[str, Any]
+    own: ConfigDict, workdir: epath.Path | None, config: ConfigDict, overrides: dict[str, Any]
 ) -> dict[str, ConfigDict]:
     """The configurations of the rules beside a run's own, by rule.
 
@@ -258,15 +260,24 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
         ConfigError: the file can't be read, fails, or returns something else.
     """
     name, *argument = re.split(":(?!/)", source, maxsplit=1)  # the colon of a URL is part of its name
-    path = shipped_configs().get(name) or local(name, "--config")
-    if not (name.isprintable() and os.path.isfile(path)):
+    shipped = shipped_configs().get(name)
+    path = epath.Path(shipped) if shipped else place(name, "--config")
+    try:
+        found = name.isprintable() and path.exists() and not path.is_dir()
+    except Exception as error:
+        if not of_storage(error):
+            raise
+        raise ConfigError(
+            f"--config: can't read {path} ({described(error)}); allowed: a configuration file that can be read"
+        ) from error
+    if not found:
         raise ConfigError(
             f"--config: got {shown(name)}; allowed: a configuration file, for example configs/digits_mlp.py, or one of "
             f"{', '.join(shipped_configs())}"
         )
     try:
-        with importing_from(path.resolve().parent):
-            config = runpy.run_path(str(path))["get_config"](*argument)
+        with local_file(path) as file, importing_from(file.resolve().parent):
+            config = runpy.run_path(str(file))["get_config"](*argument)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's file raises, SystemExit too
@@ -287,6 +298,18 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
                 "allowed: a ConfigDict, as from default_config()"
             ) from error
     return config
+
+
+@contextlib.contextmanager
+def local_file(path: epath.Path) -> Iterator[Path]:
+    """A file on a local disk: itself, or a temporary copy."""
+    if is_local(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxdtp-") as directory:
+        copy = Path(directory, path.name)
+        copy.write_bytes(path.read_bytes())
+        yield copy
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -316,9 +339,9 @@ def importing_from(directory: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def default_workdir(config_file: Path) -> Path:
+def default_workdir(config_file: str) -> epath.Path:
     """A fresh directory under runs/, named after the config file and the time."""
-    return Path("runs", f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return epath.Path("runs", f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Names of files and directories as users write them: on a local disk or, by `etils.epath`, on object storage."""
 
+import functools
 import importlib.util
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +13,9 @@ from jaxdtp.config import ConfigError, shown
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Kinds of object storage, and the package that each takes."""
+
+PACKAGES = (*SCHEMES.values(), "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "google", "requests", "urllib3")
+"""Whose exceptions are those of object storage."""
 
 
 def place(name: str, at: str) -> epath.Path:
@@ -27,6 +32,8 @@ def place(name: str, at: str) -> epath.Path:
     if not (found := re.match(r"([a-z][a-z0-9+.-]+):/+", name, re.IGNORECASE)):
         return epath.Path(os.path.expanduser(name))
     scheme, rest = found[1].lower(), name[found.end() :]
+    if scheme == "file":
+        return epath.Path(f"/{rest}")
     if scheme not in SCHEMES or not rest.strip("/"):
         allowed = ", ".join(f"{known}://BUCKET/..." for known in SCHEMES)
         raise ConfigError(f"{at}: got {shown(name)}; allowed: a local path, {allowed}")
@@ -35,9 +42,30 @@ def place(name: str, at: str) -> epath.Path:
             f"{at}: got {shown(name)}, for which the package {SCHEMES[scheme]} is missing; allowed: a local path, or "
             f"pip install {SCHEMES[scheme]}"
         )
+    _prepare(scheme)
+    return epath.Path(f"{scheme}://{rest}")
+
+
+@functools.cache
+def _prepare(scheme: str) -> None:
+    import fsspec
+
     # Where TensorFlow is installed, epath would import it.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    return epath.Path(f"{scheme}://{rest}")
+    # Remembered listings don't show what other processes write.
+    ours = {"use_listings_cache": False}
+    if scheme == "s3":
+        ours["config_kwargs"] = {"connect_timeout": 10, "retries": {"max_attempts": 3}}
+    for package in PACKAGES:
+        # They log, with stack traces, what they raise.
+        logging.getLogger(package).addHandler(logging.NullHandler())
+    for name in (scheme, "gcs" if scheme == "gs" else scheme):
+        fsspec.config.conf[name] = ours | fsspec.config.conf.get(name, {})
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether an exception is one of a file system or of object storage."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES
 
 
 def is_local(path: epath.Path) -> bool:
@@ -59,11 +87,3 @@ def cache_home() -> Path:
     # Relative ones are to be ignored (XDG Base Directory Specification).
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "jaxdtp"
-
-
-def local(name: str, at: str) -> Path:
-    """As `place`, where nothing but a local path will do."""
-    path = place(name, at)
-    if not is_local(path):
-        raise ConfigError(f"{at}: got {shown(name)}; allowed: a local path")
-    return Path(path)

@@ -1,19 +1,21 @@
 """Figures of a run, from its metrics."""
 
+import io
 import math
-from pathlib import Path
 
+from etils import epath
 from matplotlib import colormaps
 
 # Not pyplot, whose backend and open figures are the user's.
 from matplotlib.figure import Figure
 
+from jaxdtp import storage
 from jaxdtp.reports import MANY, Record, of_blocks
 
 _COLOURS = colormaps["tab10"].colors
 
 
-def plot_run(workdir: Path, records: list[Record], title: str, start: Record | None = None) -> list[Path]:
+def plot_run(workdir: epath.Path, records: list[Record], title: str, start: Record | None = None) -> list[epath.Path]:
     """Write the PNGs of a run into workdir/plots: accuracy, losses and, where feedback is learned, its losses,
     the angles between forward and feedback weights and what was measured of Jacobians, updates and targets, all over
     epochs.
@@ -29,7 +31,7 @@ def plot_run(workdir: Path, records: list[Record], title: str, start: Record | N
     """
     measured = [{"epoch": 0} | start, *records] if start else records
     directory = workdir / "plots"
-    directory.mkdir(exist_ok=True)
+    storage.make_directory(directory)
     figures = {
         "accuracy": _splits(records, "top1", "accuracy (%)", 100),
         "loss": _splits(records, "loss", "cross-entropy (nats)", 1),
@@ -50,17 +52,19 @@ def plot_run(workdir: Path, records: list[Record], title: str, start: Record | N
     return paths
 
 
-def _finish(figure: Figure, path: Path, title: str) -> Path:
+def _finish(figure: Figure, path: epath.Path, title: str) -> epath.Path:
     axes = figure.axes[0]
     axes.set(xlabel="epoch", title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     style(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=160, bbox_inches="tight")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160, bbox_inches="tight")
+    storage.write(path, drawn.getvalue())
     return path
 
 
-def plot_beside(workdir: Path, records: dict[str, list[Record]]) -> Path:
+def plot_beside(workdir: epath.Path, records: dict[str, list[Record]]) -> epath.Path:
     """Write workdir/plots/beside.png: accuracy over epochs, on validation data where there are any, by rule."""
     held_out = all("validation_top1" in record for of_rule in records.values() for record in of_rule)
     split = "validation" if held_out else "training"

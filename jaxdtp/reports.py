@@ -2,9 +2,11 @@
 
 import json
 import math
-import os
-from pathlib import Path
 from typing import Any
+
+from etils import epath
+
+from jaxdtp import storage
 
 Record = dict[str, Any]
 """One epoch's metrics by name; those of a block are named 'metric/block'."""
@@ -71,25 +73,15 @@ def of_blocks(record: Record, metric: str) -> dict[str, float]:
     return {key.split("/")[1]: value for key, value in record.items() if key.startswith(f"{metric}/")}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, so that a killed run never leaves half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def append_record(workdir: Path, record: Record) -> None:
-    """Add one epoch to metrics.jsonl."""
-    with open(workdir / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_records(workdir: Path, last_step: float = math.inf) -> list[Record]:
+def read_records(workdir: epath.Path, last_step: float = math.inf) -> list[Record]:
     """The epochs of metrics.jsonl up to step `last_step`: a killed run may have written more epochs, and half a line,
     than its last checkpoint knows of."""
-    path = workdir / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return records
+    for line in lines:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -99,9 +91,9 @@ def read_records(workdir: Path, last_step: float = math.inf) -> list[Record]:
     return records
 
 
-def write_records(workdir: Path, records: list[Record]) -> None:
-    """Replace metrics.jsonl."""
-    write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+def write_records(workdir: epath.Path, records: list[Record]) -> None:
+    """Write metrics.jsonl, all of it: object storage can't append."""
+    storage.write(workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def summary_table(summary: Record) -> str:

@@ -4,11 +4,11 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -72,6 +72,7 @@ class Run(NamedTuple):
         workdir: of the checkpoints, among other things.
         layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
+        ours: `ours()`, whether other runs are still kept out of `workdir`; of the first host.
     """
 
     config: ConfigDict
@@ -83,9 +84,10 @@ class Run(NamedTuple):
     feed: Feed
     order_key: jax.Array
     step_key: jax.Array
-    workdir: Path
+    workdir: epath.Path
     layers: frozenset[str]
     stops: list[str]
+    ours: Callable[[], bool] | None
 
 
 class Progress(NamedTuple):
@@ -177,11 +179,25 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
 def save_and_stop(run: Run, state: TrainState, progress: Progress, where: str) -> None:
     """Save the state within a round and raise StoppedError."""
     within = Checkpoint(jax.device_get(state), -math.inf, progress._asdict())
-    hosts.together(lambda: checkpoints.save(run.workdir, within), first_alone=True)
+
+    def save():
+        check_claim(run)
+        checkpoints.save(run.workdir, within)
+
+    hosts.together(save, first_alone=True)
     signals = " and ".join(run.stops) or "a signal to another host"
     raise StoppedError(
         f"{signals}: stopped and saved after {where}; the same command with the same workdir goes on from there"
     )
+
+
+def check_claim(run: Run) -> None:
+    """Raise StorageError where another run has taken over the workdir, which it does with one that shows no life."""
+    if not run.ours():
+        raise hosts.StorageError(
+            f"--workdir: another run has taken over {run.workdir}, while this one couldn't be seen there; allowed: one "
+            "run at a time"
+        )
 
 
 def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | None:

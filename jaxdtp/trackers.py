@@ -9,16 +9,19 @@ of the resolved configuration, the run's directory and the epochs that it has ha
 """
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
+from etils import epath
 from ml_collections import ConfigDict
 
+from jaxdtp import storage
 from jaxdtp.config import ConfigError, described, flatten, one_line
 from jaxdtp.console import say
 from jaxdtp.models import own
+from jaxdtp.places import is_local
 from jaxdtp.reports import Record
 
 
@@ -34,32 +37,48 @@ class Tracker(NamedTuple):
     finish: Callable[[Record], None]
 
 
-Open = Callable[[ConfigDict, Path, list[Record]], Tracker]
+Open = Callable[[ConfigDict, epath.Path, list[Record]], Tracker]
 
 
-def tensorboard(config: ConfigDict, workdir: Path, records: list[Record]) -> Tracker:
+def tensorboard(config: ConfigDict, workdir: epath.Path, records: list[Record]) -> Tracker:
     """Scalars over epochs, in WORKDIR/tensorboard."""
     del config
     from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
 
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(records) + 1)
+    target = workdir / "tensorboard"
+    # Events are appended, which object storage can't: there the file is written anew after each epoch.
+    held = None if is_local(workdir) else tempfile.TemporaryDirectory(prefix="jaxdtp-")
+    directory = epath.Path(held.name) if held else target
+    writer = SummaryWriter(str(directory), purge_step=len(records) + 1)
+
+    def copy() -> None:
+        for path in directory.iterdir() if held else ():
+            storage.write(target / path.name, path.read_bytes())
 
     def log(record: Record) -> None:
         for key, value in record.items():
             writer.add_scalar(key, value, record["epoch"])
         writer.flush()
+        copy()
 
-    return Tracker(log, lambda summary: writer.close())
+    def finish(summary: Record) -> None:
+        del summary
+        writer.close()
+        copy()
+
+    return Tracker(log, finish)
 
 
-def wandb(config: ConfigDict, workdir: Path, records: list[Record]) -> Tracker:
-    """A run of Weights & Biases, which a continued run goes on with; WANDB_MODE=offline keeps it in WORKDIR/wandb."""
+def wandb(config: ConfigDict, workdir: epath.Path, records: list[Record]) -> Tracker:
+    """A run of Weights & Biases, which a continued run goes on with; WANDB_MODE=offline keeps it in WORKDIR/wandb, if
+    that is on a local disk."""
     del records
     import wandb
 
     identity = _identity(workdir / "wandb.id", lambda: uuid.uuid4().hex[:8])
+    directory = str(workdir) if is_local(workdir) else None
     run = wandb.init(
-        project="jaxdtp", id=identity, resume="allow", dir=str(workdir), name=workdir.name, config=flatten(config)
+        project="jaxdtp", id=identity, resume="allow", dir=directory, name=workdir.name, config=flatten(config)
     )
 
     def finish(summary: Record) -> None:
@@ -69,7 +88,7 @@ def wandb(config: ConfigDict, workdir: Path, records: list[Record]) -> Tracker:
     return Tracker(lambda record: run.log(record, step=record["epoch"]), finish)
 
 
-def mlflow(config: ConfigDict, workdir: Path, records: list[Record]) -> Tracker:
+def mlflow(config: ConfigDict, workdir: epath.Path, records: list[Record]) -> Tracker:
     """A run of MLflow, which a continued run goes on with; where it is kept says MLFLOW_TRACKING_URI."""
     del records
     import mlflow
@@ -102,7 +121,7 @@ TRACKERS: dict[str, Open] = {"tensorboard": tensorboard, "wandb": wandb, "mlflow
 
 
 @contextlib.contextmanager
-def track(config: ConfigDict, workdir: Path, records: list[Record]) -> Iterator[Tracker]:
+def track(config: ConfigDict, workdir: epath.Path, records: list[Record]) -> Iterator[Tracker]:
     """All of a configuration's trackers as one. What fails at the beginning is told before anything is trained; what
     fails later is told once, and training goes on without it.
 
@@ -132,7 +151,7 @@ def track(config: ConfigDict, workdir: Path, records: list[Record]) -> Iterator[
             finish({})
 
 
-def _open(name: str, config: ConfigDict, workdir: Path, records: list[Record]) -> Tracker:
+def _open(name: str, config: ConfigDict, workdir: epath.Path, records: list[Record]) -> Tracker:
     try:
         make = TRACKERS[name] if name in TRACKERS else own.load(name)
         return make(config, workdir, records)
@@ -143,7 +162,7 @@ def _open(name: str, config: ConfigDict, workdir: Path, records: list[Record]) -
         ) from error
 
 
-def _identity(path: Path, new: Callable[[], str]) -> str:
+def _identity(path: epath.Path, new: Callable[[], str]) -> str:
     """What a tracker calls this run, the same when it is continued."""
     if not path.exists():
         path.write_text(new())

@@ -5,13 +5,13 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, feeding, hosts, optimizers, reports
+from jaxdtp import checkpoints, feeding, hosts, optimizers, reports, storage
 from jaxdtp.alignment import named_parameters, weight_alignment
 from jaxdtp.build import (
     build_network,
@@ -34,9 +34,9 @@ from jaxdtp.learning.step import Metrics
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
 from jaxdtp.parallel import Parallel, device_memory, make_mesh, replicate
-from jaxdtp.places import local
+from jaxdtp.places import place
 from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
-from jaxdtp.rounds import Progress, Run, round_at, train_round
+from jaxdtp.rounds import Progress, Run, check_claim, round_at, train_round
 from jaxdtp.signals import stop_requests
 from jaxdtp.trackers import Tracker, track
 
@@ -61,14 +61,14 @@ def resolved(run: Callable[..., reports.Record]) -> Callable:
 
     @functools.wraps(run)
     def wrapped(config, workdir, data=None):
-        return run(resolve(config), local(str(workdir), "workdir"), data)
+        return run(resolve(config), place(str(workdir), "workdir"), data)
 
     return wrapped
 
 
 @resolved
 @in_precision
-def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> reports.Record:
+def train_and_evaluate(config: ConfigDict, workdir: epath.Path, data: Data = None) -> reports.Record:
     """Train on all devices of all hosts, going on from the newest intact checkpoint in `workdir`, then evaluate the
     best epoch on the test data.
 
@@ -102,7 +102,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> 
     numbers = numbers_of(config, steps, settings.parallel)
 
     with contextlib.ExitStack() as held:
-        together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
+        ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
         checkpoint, records = resume(config, workdir, dataset, fresh)
         sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
         source = config.dataset.name if data is None else "the data given"
@@ -117,7 +117,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> 
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, fresh.state)
             say(single_parameters(fresh.state, layers))
-        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()))
+        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), ours=ours)
         tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
 
@@ -142,7 +142,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> 
             # Without validation data the last epoch is the best.
             score = record.get("validation_top1", float(round.epoch))
             ended = Checkpoint(jax.device_get(state), score, progress._asdict())
-            together(functools.partial(write_epoch, run, tracker, record, ended), first_alone=True)
+            together(functools.partial(write_epoch, run, tracker, records, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
 
         summary = summarise(workdir, programs, numbers, fresh.state, test, records)
@@ -154,7 +154,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, data: Data = None) -> 
 
 @resolved
 @in_precision
-def evaluate_best(config: ConfigDict, workdir: Path, data: Data = None) -> reports.Record:
+def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) -> reports.Record:
     """Evaluate the best checkpoint in `workdir` on the test data.
 
     Args:
@@ -199,7 +199,7 @@ def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
 
 
 def resume(
-    config: ConfigDict, workdir: Path, dataset: Dataset, fresh: Checkpoint
+    config: ConfigDict, workdir: epath.Path, dataset: Dataset, fresh: Checkpoint
 ) -> tuple[Checkpoint, list[reports.Record]]:
     """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
 
@@ -250,21 +250,27 @@ def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports
     return record
 
 
-def write_epoch(run: Run, tracker: Tracker, record: reports.Record, ended: Checkpoint) -> None:
+def write_epoch(run: Run, tracker: Tracker, records: list[reports.Record], ended: Checkpoint) -> None:
     """An epoch's metrics and, every so many epochs and after the last one, its checkpoint."""
-    reports.append_record(run.workdir, record)
+    check_claim(run)
+    record = records[-1]
+    reports.write_records(run.workdir, records)
     tracker.log(record)
     if record["epoch"] % run.config.checkpoint_every_epochs == 0 or record["epoch"] == run.config.num_epochs:
         checkpoints.save(run.workdir, ended)
 
 
 def write_summary(
-    config: ConfigDict, workdir: Path, records: list[reports.Record], summary: reports.Record, start: reports.Record
+    config: ConfigDict,
+    workdir: epath.Path,
+    records: list[reports.Record],
+    summary: reports.Record,
+    start: reports.Record,
 ) -> None:
     """summary.json and the figures, which begin with what was measured at the start."""
     from jaxdtp import plots  # imports Matplotlib
 
-    reports.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    storage.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     plots.plot_run(workdir, records, f"{config.algorithm}, {config.network.name}, {config.dataset.name}", start)
 
 
@@ -279,7 +285,7 @@ def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: i
 
 
 def summarise(
-    workdir: Path,
+    workdir: epath.Path,
     programs: Programs,
     numbers: Numbers,
     like: TrainState,

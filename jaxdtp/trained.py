@@ -8,8 +8,9 @@ import flax.serialization
 import flax.traverse_util
 import jax
 import numpy as np
+from etils import epath
 
-from jaxdtp import checkpoints
+from jaxdtp import checkpoints, storage
 from jaxdtp.build import build_network, build_preprocessing, build_settings
 from jaxdtp.claim import described, stored_config
 from jaxdtp.config import ConfigError, resolve
@@ -17,7 +18,7 @@ from jaxdtp.epoch import Preprocessing, normalise
 from jaxdtp.learning.state import init_state
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
-from jaxdtp.places import local
+from jaxdtp.places import place
 
 
 class Trained(NamedTuple):
@@ -53,7 +54,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     Raises:
         ConfigError: there is no run in `workdir`, or no such checkpoint.
     """
-    workdir = local(str(workdir), "workdir")
+    workdir = place(str(workdir), "workdir")
     config = resolve(stored_config(workdir))
     image_shape, dtype, classes, *_ = described(workdir)
     with jax.enable_x64(config.float64):
@@ -81,7 +82,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     return Trained(int(state.step), network, state.forward, state.model, preprocessing, classes, predict)
 
 
-def export(trained: Trained, path: str | Path) -> Path:
+def export(trained: Trained, path: str | Path) -> epath.Path:
     """Write the forward parameters, and batch statistics and the like where there are any, as plain Flax variables.
 
     Args:
@@ -92,17 +93,17 @@ def export(trained: Trained, path: str | Path) -> Path:
     Raises:
         ConfigError: another suffix.
     """
-    path, variables = Path(path), {"params": trained.params}
+    path, variables = place(str(path), "path"), {"params": trained.params}
     for block, collections in trained.model.items():
         for collection, values in collections.items():
             variables.setdefault(collection, {})[block] = values
     variables = jax.tree.map(np.asarray, variables)
     if path.suffix == ".msgpack":
-        path.write_bytes(flax.serialization.msgpack_serialize(variables))
+        storage.write(path, flax.serialization.msgpack_serialize(variables))
     elif path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(flax.traverse_util.flatten_dict(variables, sep="."), path)
+        storage.write(path, save(flax.traverse_util.flatten_dict(variables, sep=".")))
     else:
         raise ConfigError(f"path: got {path}; allowed: a name that ends in .msgpack or .safetensors")
     return path

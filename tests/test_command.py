@@ -140,7 +140,7 @@ def test_divergence_stops_with_the_block_and_exit_code_3(tmp_path):
         (["--config.feedback.iterations=1,2,3"], "config.feedback.iterations: got (1, 2, 3), 3 values"),
         (["--config.batch_size=99999"], "config.batch_size: got 99999; allowed: up to 1"),
         (["--config.steps_per_epoch=99999"], "config.steps_per_epoch: got 99999; allowed: up to"),
-        (["--config.dataset.name=nonsense"], "'nonsense' is neither 'digits' nor a data set of TFDS"),
+        (["--config.dataset.name=nonsense"], "'nonsense' is neither 'digits', 'folder', 'npz' nor a data set of TFDS"),
         (["--mode=fly"], "--mode=fly: value should be one of <train|eval>"),
         (["--workdir=/dev/null/x"], "--workdir: can't write to /dev/null/x"),
         (["--mode=eval", "--workdir=/tmp/jaxdtp-none"], "/tmp/jaxdtp-none/checkpoints holds no checkpoints"),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from commands import TIMINGS, command, final_state, records, run, start
+from etils import epath
 from filelock import FileLock
 
 from jaxdtp import checkpoints
@@ -177,6 +178,7 @@ def test_without_an_intact_checkpoint_nothing_begins_anew(tmp_path):
 
 
 def test_the_newest_two_and_the_best_stay(tmp_path):
+    tmp_path = epath.Path(tmp_path)
     checkpoints.tidy(tmp_path)
     for step, score in enumerate((0.5, 0.9, 0.7, -np.inf, 0.9, 0.8, 0.8), start=1):
         checkpoints.save(tmp_path, checkpoint(step, score))
