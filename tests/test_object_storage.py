@@ -283,10 +283,8 @@ def test_a_folder_of_pictures_and_a_file_of_numpy(bucket, tmp_path, monkeypatch)
         (bucket / "pictures" / "ab"[index % 2] / f"{index:02}.png").write_bytes(stand_in.png(image))
     np.savez(tmp_path / "mine.npz", x=images, y=np.arange(12) % 2)
     (bucket / "mine.npz").write_bytes((tmp_path / "mine.npz").read_bytes())
-    for name, place_of, order in (
-        ("folder", "pictures", [*range(0, 12, 2), *range(1, 12, 2)]),
-        ("npz", "mine.npz", range(12)),
-    ):
+    by_class = [*range(0, 12, 2), *range(1, 12, 2)]
+    for name, place_of, order in (("folder", "pictures", by_class), ("npz", "mine.npz", range(12))):
         config = default_config()
         config.dataset.name, config.dataset.data_dir, config.dataset.test_split = name, f"{bucket}/{place_of}", "train"
         test = data.load(resolve(config).dataset, seed=0).test
