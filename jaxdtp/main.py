@@ -33,7 +33,7 @@ from jaxdtp.claim import remembered, stored_config
 from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
 from jaxdtp.console import leave_nothing_to_write, say
 from jaxdtp.hosts import StorageError
-from jaxdtp.places import is_local, of_storage, place
+from jaxdtp.places import is_file, is_local, of_storage, place
 from jaxdtp.reports import summary_table
 from jaxdtp.rounds import DivergedError
 from jaxdtp.signals import StoppedError
@@ -263,7 +263,7 @@ def load_config(source: str, overrides: dict[str, Any]) -> ConfigDict:
     shipped = shipped_configs().get(name)
     path = epath.Path(shipped) if shipped else place(name, "--config")
     try:
-        found = name.isprintable() and path.exists() and not path.is_dir()
+        found = name.isprintable() and is_file(path)
     except Exception as error:
         if not of_storage(error):
             raise

@@ -73,6 +73,11 @@ def is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
+def is_file(path: epath.Path) -> bool:
+    """Whether there is a file, and no directory or device."""
+    return os.path.isfile(path) if is_local(path) else path.exists() and not path.is_dir()
+
+
 def stamp(path: epath.Path) -> tuple[int, int]:
     """Size and date of a file: another content has another one of these."""
     if is_local(path):

@@ -44,14 +44,14 @@ EVALUATION_BATCH = 500
 
 
 def in_precision(run: Callable[..., reports.Record]) -> Callable:
-    """`run(config, workdir, data)` with all numbers, and all convolutions and matrix products, in the configuration's
+    """`run(config, ...)` with all numbers, and all convolutions and matrix products, in the configuration's
     precision."""
 
     @functools.wraps(run)
-    def wrapped(config, workdir, data):
+    def wrapped(config, *others):
         precision = jax.default_matmul_precision(config.matmul_precision)
         with kept_programs(), jax.enable_x64(config.float64), precision:
-            return run(config, workdir, data)
+            return run(config, *others)
 
     return wrapped
 

@@ -222,7 +222,7 @@ def parsed(argv):
     except SystemExit as stop:
         return f"exit {stop.code}"
     assert arguments.mode in ("train", "eval")
-    assert arguments.config_file in CONFIGS
+    assert Path(arguments.config_file) in CONFIGS
     assert set(flatten(arguments.config)) == set(RULES)
     return "runs"
 

@@ -207,7 +207,7 @@ def test_bad_files_of_numpy_are_told(tmp_path):
         ({"x": IMAGES}, "has the arrays x; allowed: images or"),
         ({"x": IMAGES, "y": LABELS[:-1]}, "has 40 images and 39 labels"),
         ({"x": IMAGES.reshape(40, -1), "y": LABELS}, "has images of shape (40, 90)"),
-        ({"x": np.zeros((40, 3, 8, 8), np.uint8), "y": LABELS}, "(channels come last)"),
+        ({"x": np.zeros((40, 3, 8, 8), np.uint8), "y": LABELS}, "allowed: channels last"),
         ({"x": IMAGES.astype(np.int64), "y": LABELS}, "has images of type int64; allowed: uint8, uint16"),
         ({"x": IMAGES, "y": LABELS / 2}, "has labels of type float64"),
         ({"x": IMAGES, "y": LABELS - 1}, "example 0 of "),
@@ -273,6 +273,8 @@ def test_data_in_memory():
         ([1, 2], "can't be read ("),
         ([{"a": 1, "b": 2}], "items have a, b, of which none is 'image'"),
         ([(IMAGES[0], 0), (IMAGES[0, ..., :2], 1)], "has images with channels [(2,), (3,)]"),
+        ([(np.zeros((3, 8, 8), np.float32), 0)], "has images of shape (3, 8, 8); allowed: channels last"),
+        ([(IMAGES[0], 0.5)], "has label 0.5; allowed: labels that are whole numbers from 0, or names"),
     ):
         refusal(lambda bad=bad: data.load(config, seed=0, data=bad), words)
 

@@ -63,7 +63,9 @@ def find(config: ConfigDict) -> Found:
         )
         for name, split in stored.items()
     }
-    return Found(root.name, stored, classes, parts_by_tfds({name: [split.size] for name, split in stored.items()}))
+    return Found(
+        root.name or "folder", stored, classes, parts_by_tfds({name: [split.size] for name, split in stored.items()})
+    )
 
 
 def _folders(path: epath.Path) -> list[epath.Path]:

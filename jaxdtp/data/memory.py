@@ -12,7 +12,7 @@ from jaxdtp.config import ConfigError, shown
 from jaxdtp.data.folder import SPLITS
 from jaxdtp.data.images import as_array
 from jaxdtp.data.stored import Found, Stored, check_dtype, common_shape, first_line, parts_by_tfds
-from jaxdtp.places import place
+from jaxdtp.places import is_file, place
 
 IMAGES = ("images", "image", "x", "X", "data")
 LABELS = ("labels", "label", "y", "Y", "targets", "target")
@@ -32,9 +32,9 @@ def of_file(config: ConfigDict) -> Found:
     path = place(config.data_dir, "config.dataset.data_dir")
     if path.is_dir():
         named = [(split, path / f"{name}.npz") for split, names in SPLITS.items() for name in names]
-        files = {split: file for split, file in named if file.exists()}
+        files = {split: file for split, file in named if is_file(file)}
     else:
-        files = {"": path} if config.data_dir and path.exists() else {}
+        files = {"": path} if config.data_dir and is_file(path) else {}
     if not files:
         raise ConfigError(
             f"config.dataset.data_dir: got {shown(config.data_dir)}; allowed: a file NAME.npz of NumPy, or a directory "
@@ -108,13 +108,12 @@ def _of_pair(images: Any, labels: Any, what: str) -> Stored:
         labels = labels[:, 0]
     if images.ndim == 3:
         images = images[..., None]
-    channels_first = images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4
-    if images.ndim != 4 or channels_first:
-        hint = " (channels come last)" if channels_first else ""
+    if images.ndim != 4:
         raise ConfigError(
             f"config.dataset.name: {what}, has images of shape {images.shape}; allowed: [examples, height, width] or "
-            f"[examples, height, width, channels]{hint}"
+            "[examples, height, width, channels]"
         )
+    _check_channels(images.shape[1:], what)
     if labels.ndim != 1 or labels.dtype.kind not in "iubU":
         raise ConfigError(
             f"config.dataset.name: {what}, has labels of type {labels.dtype} and shape {labels.shape}; allowed: whole "
@@ -153,10 +152,20 @@ def _of_source(config: ConfigDict, source: Any, what: str) -> tuple[Stored, tupl
     if len({image.ndim for image, _ in pairs}) > 1 or len(shape) != 3 or shape[2] is None:
         kinds = sorted({image.shape[2:] for image, _ in pairs})
         raise ConfigError(f"config.dataset.name: {what}, has images with channels {kinds}; allowed: one number of them")
+    _check_channels(pairs[0][0].shape, what)
     feature = (getattr(source, "features", None) or {}).get(keys[1])
     names = getattr(feature, "names", None)
     stored = Stored(len(pairs), lambda index: pairs[index], _place_in(what), "", shape, pairs[0][0].dtype)
     return stored, names and tuple(names)
+
+
+def _check_channels(shape: tuple[int, ...], what: str) -> None:
+    """Raise ConfigError where an image looks like one of PyTorch."""
+    if shape[0] in (1, 3) and shape[2] > 4:
+        raise ConfigError(
+            f"config.dataset.name: {what}, has images of shape {shape}; allowed: channels last, [height, width, "
+            "channels]"
+        )
 
 
 def _keys(config: ConfigDict, item: Any) -> tuple[Any, Any]:
@@ -164,7 +173,7 @@ def _keys(config: ConfigDict, item: Any) -> tuple[Any, Any]:
     if not isinstance(item, Mapping):
         return 0, 1
     images = [key for key, value in item.items() if hasattr(value, "convert") or np.ndim(value) >= 2]
-    labels = [key for key, value in item.items() if isinstance(value, int | np.integer | str)]
+    labels = [key for key, value in item.items() if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iubU"]
 
     def only(wanted: str, usual: str, fitting: list) -> Any:
         if wanted or usual in fitting:

@@ -172,7 +172,7 @@ def _decode(
     for index in tqdm(range(stored.size), desc=f"decoding {name}", **bar):
         try:
             image, label = stored.get(index)
-            image = as_array(image)
+            image, label = as_array(image), label.item() if hasattr(label, "item") else label
             if resize and image.ndim == 3 and image.dtype == stored.dtype:
                 image = resized(image, resize)
         except Exception as error:  # of the records' reader, of the image decoder, of a user's code
@@ -189,8 +189,7 @@ def is_label(label: Any, classes: int | None) -> bool:
     """Whether it is a class's number or, where these aren't known yet, its name."""
     if isinstance(label, str):
         return classes is None
-    whole = isinstance(label, int | np.integer | np.bool_) or getattr(label, "dtype", np.dtype(float)).kind in "iub"
-    return whole and np.ndim(label) == 0 and 0 <= int(label) < (classes or 2**31)
+    return isinstance(label, int) and 0 <= label < (classes or 2**31)
 
 
 def bad_example(stored: Stored, index: int, found: str, allowed: str) -> ConfigError:
