@@ -46,7 +46,7 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
     if name != "mlp":
         options |= {"channels": tuple(config.network.channels), "shared_maxima": config.feedback.shared_maxima}
     try:
-        return _published(name, input_shape, num_classes, tuple(options.items()), _dtype())
+        return _published(NETWORKS[name], input_shape, num_classes, tuple(options.items()), _dtype())
     except ValueError as error:
         raise ConfigError(
             f"config.network.channels: got {shown(config.network.channels)}; allowed: fewer blocks, "
@@ -56,9 +56,9 @@ def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes:
 
 # One network, and not as many as there are runs: what is compiled for its functions is found again.
 @functools.lru_cache(maxsize=16)
-def _published(name: str, input_shape: tuple[int, ...], num_classes: int, options: tuple, dtype: Any) -> Network:
+def _published(maker: Any, input_shape: tuple[int, ...], num_classes: int, options: tuple, dtype: Any) -> Network:
     del dtype  # of the constants in it
-    return NETWORKS[name](input_shape, num_classes, **dict(options))
+    return maker(input_shape, num_classes, **dict(options))
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,8 +21,10 @@ from jaxdtp import epoch
 from jaxdtp.build import build_network, build_preprocessing, build_settings, own_model
 from jaxdtp.config import ConfigError, flatten, nest
 from jaxdtp.console import say
+from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.loops import slow_in_loops
+from jaxdtp.models.networks import NETWORKS
 from jaxdtp.parallel import Parallel, device_memory
 
 KEPT = 4
@@ -133,17 +135,21 @@ def programs_of(config: ConfigDict, input_shape: tuple[int, ...], num_classes: i
     structure |= {key: jax.tree.map(lambda _: 0, flat[key]) for key in NUMBERS}
     # JAX's own switches change programs, too.
     switches = tuple(sorted((name, repr(value)) for name, value in jax.config.values.items()))
-    # A user's file may have changed since.
-    model = (own_model(config), input_shape, num_classes)
-    return _programs(FrozenConfigDict(nest(structure)), model, parallel, switches)
+    # What names stand for may have changed since, in a user's file or a notebook.
+    meant = (own_model(config) or NETWORKS[config.network.name], ALGORITHMS[config.algorithm])
+    return _programs(FrozenConfigDict(nest(structure)), meant, input_shape, num_classes, parallel, switches)
 
 
 @functools.lru_cache(maxsize=KEPT)
 def _programs(
-    structure: FrozenConfigDict, model: tuple[Any, tuple[int, ...], int], parallel: Parallel, switches: Any
+    structure: FrozenConfigDict,
+    meant: Any,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    parallel: Parallel,
+    switches: Any,
 ) -> Programs:
-    del switches
-    _, input_shape, num_classes = model
+    del meant, switches
     values = flatten(structure)
     network = build_network(nest(values), input_shape, num_classes)
 

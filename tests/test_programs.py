@@ -11,6 +11,9 @@ from jax import monitoring
 
 import jaxdtp
 from jaxdtp.config import default_config, flatten
+from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
+from jaxdtp.learning.feedback import descend, ldrl_loss, reconstruction_loss
+from jaxdtp.learning.targets import difference_target
 from jaxdtp.programs import KEPT, NUMBERS, _programs
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -84,6 +87,16 @@ def test_shared_programs_give_what_a_process_of_its_own_gives(tmp_path):
         line = [sys.executable, "-c", f"import sys; from jaxdtp.main import main; sys.exit({script})"]
         subprocess.run(line, check=True, env=stand_in.environment(), timeout=300)
     assert records(tmp_path / "second", TIMINGS) == records(tmp_path / "alone", TIMINGS)
+
+
+def test_a_rule_by_the_same_name_is_another_program(tmp_path, monkeypatch):
+    """As a user writes one in a notebook, and then another."""
+    results = []
+    for number, feedback_rule in enumerate((descend(ldrl_loss), descend(reconstruction_loss))):
+        monkeypatch.setitem(ALGORITHMS, "mine", Algorithm(feedback_rule, difference_target))
+        jaxdtp.train_and_evaluate(config("mine"), tmp_path / str(number))
+        results.append(records(tmp_path / str(number), TIMINGS))
+    assert results[0] != results[1]
 
 
 def test_memory_holds_the_programs_of_few_structures(tmp_path):
