@@ -44,7 +44,7 @@ def hold(directory: epath.Path) -> Iterator[Callable[[], bool]]:
     """
     claims = directory / "claims"
     own, ended = claims / f"{uuid.uuid4().hex}.json", threading.Event()
-    own.write_text(json.dumps(_who(beat=0)))
+    own.write_text(json.dumps({"beat": 0} | this_process()))
     renewing = threading.Thread(target=_renew, args=(own, ended), daemon=True)
     renewing.start()
     try:
@@ -65,7 +65,7 @@ def _renew(own: epath.Path, ended: threading.Event) -> None:
         # A failure of the network may pass. A lease that is gone was taken away, and stays so.
         with contextlib.suppress(Exception):
             if own.exists():
-                own.write_text(json.dumps(_who(beat)))
+                own.write_text(json.dumps({"beat": beat} | this_process()))
 
 
 def _wait_for_end(other: epath.Path) -> None:
@@ -77,11 +77,10 @@ def _wait_for_end(other: epath.Path) -> None:
     found = _read(other)
     if found is None:
         return
-    here = all(found.get(key) == _who(0)[key] for key in ("host", "boot"))
     words = f"process {found.get('process')} on {found.get('host')}"
-    if here and _start_of(found.get("process")) == found.get("start"):
+    if is_here(found) and still_runs(found):
         raise InUseError(words)
-    if not here:
+    if not is_here(found):
         say(f"waiting up to {PATIENCE_SECONDS:.0f} s for a sign of life of {words}, which has been using this workdir")
         until = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < until:
@@ -104,11 +103,20 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
         return {}  # of no run of ours; it will not be renewed
 
 
-def _who(beat: int) -> dict[str, Any]:
-    """What identifies this process among all machines' and in time, and a count."""
+def this_process() -> dict[str, Any]:
+    """What identifies this process among those of all machines, at all times."""
     process = os.getpid()
-    identity = {"host": socket.gethostname(), "boot": _boot(), "process": process, "start": _start_of(process)}
-    return identity | {"beat": beat}
+    return {"host": socket.gethostname(), "boot": _boot(), "process": process, "start": _start_of(process)}
+
+
+def is_here(identity: dict[str, Any]) -> bool:
+    """Whether a process, as from `this_process`, is or was one of this machine since it was started."""
+    return (identity.get("host"), identity.get("boot")) == (socket.gethostname(), _boot())
+
+
+def still_runs(identity: dict[str, Any]) -> bool:
+    """Whether a process, as from `this_process`, may be running: those of other machines may."""
+    return not is_here(identity) or _start_of(identity.get("process")) == identity.get("start")
 
 
 def _boot() -> str:

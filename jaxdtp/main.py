@@ -18,7 +18,7 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ def command() -> None:
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
-    try:
+
+    def run() -> None:
         arguments = parse(argv)
         hosts.connect(*arguments.hosts)
         hosts.check_devices()
@@ -78,12 +79,20 @@ def main(argv: list[str]) -> int:
             say(f"workdir: {workdir}")
             if arguments.mode == "eval":
                 say(summary_table(evaluate_best(arguments.config, workdir)))
-                return 0
+                return
             beside.prepare(workdir, arguments.beside)
             summary = train_and_evaluate(arguments.config, workdir)
             say(summary_table(summary))
             if arguments.beside:
                 beside.train(workdir, arguments.config.algorithm, summary["test_accuracy"], arguments.beside)
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """The exit code of a command, whose failures are told in one line."""
+    try:
+        run()
         return 0
     except tuple(EXIT_CODES) as error:
         say(f"jaxdtp: {error}", to_errors=True)
@@ -312,11 +321,12 @@ def local_file(path: epath.Path) -> Iterator[Path]:
         yield copy
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with jaxdtp, by name: inside of an installed wheel, or beside it in a checkout."""
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """The configurations that come with jaxdtp, by name: inside of an installed wheel, or beside it in a checkout; of
+    another kind, those in a directory below."""
     package = Path(__file__).parent
     directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {path.stem: path for path in sorted(directory.glob("*.py"))}
+    return {path.stem: path for path in sorted((directory / kind).glob("*.py"))}
 
 
 def about(config_file: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -48,27 +49,25 @@ def in_precision(run: Callable[..., reports.Record]) -> Callable:
     precision."""
 
     @functools.wraps(run)
-    def wrapped(config, *others):
+    def wrapped(config, *others, **named):
         precision = jax.default_matmul_precision(config.matmul_precision)
         with kept_programs(), jax.enable_x64(config.float64), precision:
-            return run(config, *others)
+            return run(config, *others, **named)
 
     return wrapped
 
 
 def resolved(run: Callable[..., reports.Record]) -> Callable:
-    """`run(config, workdir, data)` of a configuration and a directory as users have them."""
+    """`run(config, workdir, ...)` of a configuration and a directory as users have them."""
 
     @functools.wraps(run)
-    def wrapped(config, workdir, data=None):
-        return run(resolve(config), place(str(workdir), "workdir"), data)
+    def wrapped(config, workdir, *others, **named):
+        return run(resolve(config), place(str(workdir), "workdir"), *others, **named)
 
     return wrapped
 
 
-@resolved
-@in_precision
-def train_and_evaluate(config: ConfigDict, workdir: epath.Path, data: Data = None) -> reports.Record:
+def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike, data: Data = None) -> reports.Record:
     """Train on all devices of all hosts, going on from the newest intact checkpoint in `workdir`, then evaluate the
     best epoch on the test data.
 
@@ -88,6 +87,31 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.Path, data: Data = Non
         StoppedError: SIGINT or SIGTERM was received; the state is saved.
         hosts.StorageError: `workdir` can no longer be written.
     """
+    return _train(config, workdir, data, lambda record: None, tested=True)
+
+
+def train(
+    config: ConfigDict, workdir: str | os.PathLike, after_epoch: Callable[[reports.Record], None], data: Data = None
+) -> None:
+    """As `train_and_evaluate`, but without a look at the test data, and without summary and plots.
+
+    Args:
+        config, workdir, data: as there.
+        after_epoch: is called with what was measured in each epoch, from the first one on, also where the run is
+            continued. What it raises ends training; the epoch is saved.
+    """
+    _train(config, workdir, data, after_epoch, tested=False)
+
+
+@resolved
+@in_precision
+def _train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    data: Data,
+    after_epoch: Callable[[reports.Record], None],
+    tested: bool,
+) -> reports.Record | None:
     dataset = together(lambda: load(config.dataset, config.seed, data))
     steps = steps_in_epoch(config, dataset)
     network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
@@ -120,6 +144,8 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.Path, data: Data = Non
         run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), ours=ours)
         tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
+        for record in records:
+            after_epoch(record)
 
         state, progress = replicate(mesh, checkpoint.state), Progress(**checkpoint.progress)
         done = int(checkpoint.state.step)
@@ -144,7 +170,10 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.Path, data: Data = Non
             ended = Checkpoint(jax.device_get(state), score, progress._asdict())
             together(functools.partial(write_epoch, run, tracker, records, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
+            after_epoch(record)
 
+        if not tested:
+            return None
         summary = summarise(workdir, programs, numbers, fresh.state, test, records)
         start = measure(run, 0, replicate(mesh, fresh.state), jax.random.fold_in(measure_key, 0))
         together(lambda: write_summary(config, workdir, records, summary, start), first_alone=True)

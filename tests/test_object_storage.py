@@ -108,7 +108,7 @@ def test_a_configuration_on_object_storage(bucket):
 def other_lease(bucket, **others):
     """A lease of a process that is not this one."""
     path = bucket / "claims" / "other.json"
-    path.write_text(json.dumps(lease._who(0) | others))
+    path.write_text(json.dumps(lease.this_process() | {"beat": 0} | others))
     return path
 
 
@@ -135,7 +135,9 @@ def test_only_one_run_has_a_directory(bucket, monkeypatch, capsys):
         assert not other.exists()
     assert "waiting up to 2 s for a sign of life of process" in capsys.readouterr().out
     other = other_lease(bucket, host="elsewhere")
-    renewal = threading.Timer(0.5, other.write_text, [json.dumps(lease._who(1) | {"host": "elsewhere"})])
+    renewal = threading.Timer(
+        0.5, other.write_text, [json.dumps(lease.this_process() | {"beat": 1, "host": "elsewhere"})]
+    )
     renewal.start()
     with pytest.raises(lease.InUseError, match="on elsewhere"), lease.hold(bucket):
         pass
