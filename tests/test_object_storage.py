@@ -198,6 +198,15 @@ def test_half_of_a_checkpoint_is_none(bucket):
     assert checkpoints.saved_steps(workdir)[-1] == 15
 
 
+def test_data_that_cannot_be_reached_are_told(environments, tmp_path):
+    for name in ("folder", "npz", "mnist"):
+        for scheme in ("s3", "gs"):
+            config = default_config()
+            config.dataset.name, config.dataset.data_dir = name, f"{scheme}://no-such-bucket/data"
+            with pytest.raises(ConfigError, match=r"config.dataset.(data_dir|name): .*no-such-bucket"):
+                data.load(resolve(config).dataset, seed=0)
+
+
 def process(environment, *arguments):
     """The command in a process of its own with another environment."""
     line = command("digits_mlp", *SHORT, *arguments)

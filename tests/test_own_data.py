@@ -215,8 +215,14 @@ def test_bad_files_of_numpy_are_told(tmp_path):
     ):
         np.savez(path, **arrays)
         refusal(lambda: data.load(group("npz", path), seed=0), words)
-    np.savez(path, x=IMAGES, y=LABELS)
+    np.save(tmp_path / "one.npy", IMAGES)
+    (tmp_path / "one.npy").rename(path)
+    refusal(lambda: data.load(group("npz", path), seed=0), "mine.npz can't be read (TypeError: ")
+    refusal(lambda: data.load(group("npz", ""), seed=0), "got ''; allowed: a file NAME.npz")
+    np.savez_compressed(path, x=IMAGES, y=LABELS)
     whole = path.read_bytes()
+    path.write_bytes(whole[:1000] + bytes(500) + whole[1500:])
+    refusal(lambda: data.load(group("npz", path), seed=0), "mine.npz can't be read (")
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
         refusal(lambda: data.load(group("npz", path), seed=0), "mine.npz can't be read (")

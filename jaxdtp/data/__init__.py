@@ -11,8 +11,9 @@ from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
 from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
-from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_shape, select
+from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_shape, first_line, select
 from jaxdtp.models import own
+from jaxdtp.places import of_storage
 
 SIZE = (32, 32)
 """To which images of different sizes are resized where nothing says otherwise."""
@@ -123,7 +124,15 @@ def find(config: ConfigDict, data: Data = None) -> Found:
         return memory.of_data(config, data, "the data given")
     kinds = {"digits": _digits, "folder": folder.find, "npz": memory.of_file}
     if config.name in kinds:
-        return kinds[config.name](config)
+        try:
+            return kinds[config.name](config)
+        except Exception as error:
+            if isinstance(error, ConfigError) or not of_storage(error):
+                raise
+            raise ConfigError(
+                f"config.dataset.data_dir: {config.data_dir} can't be read ({one_line(first_line(error))}); allowed: a "
+                "place that can be"
+            ) from error
     # A version, which TFDS's names may have there, is no name.
     if ":" in config.name and config.name.rpartition(":")[2].isidentifier():
         try:

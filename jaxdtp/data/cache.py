@@ -17,7 +17,7 @@ from etils import epath
 
 from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
-from jaxdtp.places import cache_home, is_local, place
+from jaxdtp.places import cache_home, is_local, of_storage, place
 
 ARRAYS = ("images.npy", "labels.npy")
 INDEX = "index.json"
@@ -68,7 +68,9 @@ def fetch(
             stored = _open(path, identity)
             if stored is None:
                 raise OSError("what is read there is not what was written")
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, ConfigError) or not of_storage(error):
+            raise
         reason = f"can't write {store or path} ({one_line(str(error))})"
         room = np.prod(kind[0]) * kind[1].itemsize / 1e6
         raise ConfigError(

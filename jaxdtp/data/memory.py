@@ -1,18 +1,19 @@
 """Data of a user's own: arrays in memory or in a file of NumPy, and whatever has `__len__` and `__getitem__`."""
 
 import io
-import zipfile
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdtp.config import ConfigError, shown
 from jaxdtp.data.folder import SPLITS
 from jaxdtp.data.images import as_array
 from jaxdtp.data.stored import Found, Stored, check_dtype, common_shape, first_line, parts_by_tfds
-from jaxdtp.places import is_file, place
+from jaxdtp.places import is_file, is_local, place
 
 IMAGES = ("images", "image", "x", "X", "data")
 LABELS = ("labels", "label", "y", "Y", "targets", "target")
@@ -30,11 +31,8 @@ def of_file(config: ConfigDict) -> Found:
         ConfigError: there is no such file, it is damaged, or it has no images and labels.
     """
     path = place(config.data_dir, "config.dataset.data_dir")
-    if path.is_dir():
-        named = [(split, path / f"{name}.npz") for split, names in SPLITS.items() for name in names]
-        files = {split: file for split, file in named if is_file(file)}
-    else:
-        files = {"": path} if config.data_dir and is_file(path) else {}
+    named = [("", path), *((split, path / f"{name}.npz") for split, names in SPLITS.items() for name in names)]
+    files = {split: file for split, file in named if config.data_dir and is_file(file)}
     if not files:
         raise ConfigError(
             f"config.dataset.data_dir: got {shown(config.data_dir)}; allowed: a file NAME.npz of NumPy, or a directory "
@@ -68,12 +66,13 @@ def of_data(config: ConfigDict, data: Data, name: str) -> Found:
     return Found(name, filled, classes, parts_by_tfds({split: [stored.size] for split, stored in filled.items()}))
 
 
-def _read(file: Any) -> dict[str, np.ndarray]:
+def _read(file: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of a file; objects, which would be unpickled, are refused."""
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        source = os.fspath(file) if is_local(file) else io.BytesIO(file.read_bytes())
+        with np.load(source, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of NumPy, of zip files, of storage
         raise ConfigError(
             f"config.dataset.data_dir: {file} can't be read ({first_line(error)}); allowed: a file as numpy.savez "
             "writes it, with arrays of numbers or text"
