@@ -178,6 +178,7 @@ RULES = {
     "feedback.shared_maxima": _one_of(SHARED_MAXIMA),
     "feedback.hidden_features": _whole(1),
     "target.iterations": _whole(1),
+    "target.damping": _NOT_NEGATIVE,
     "target.tolerance": _SHARE,
     "target.scale_by_influence": _SWITCH,
     "alignment.every_epochs": _whole(0),

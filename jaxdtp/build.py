@@ -144,7 +144,7 @@ def build_settings(config: ConfigDict, network: Network, steps_per_epoch: int) -
     """
     algorithm = ALGORITHMS[config.algorithm]
     if algorithm.target_rule in inverse.TARGET_RULES:
-        limits = {"iterations": config.target.iterations, "tolerance": config.target.tolerance}
+        limits = {key: config.target[key] for key in ("iterations", "tolerance", "damping")}
         algorithm = algorithm._replace(target_rule=functools.partial(algorithm.target_rule, **limits))
     shares, rates = config.feedback.batch_share, config.feedback.learning_rate
     return Settings(

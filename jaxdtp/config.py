@@ -97,6 +97,7 @@ def default_config() -> ConfigDict:
 
     config.target = ConfigDict(type_safe=False)
     config.target.iterations = 10  # of 'inverse' and 'inverse_output', at most
+    config.target.damping = 0.0  # of these two; 0: as published
     config.target.tolerance = 1e-3  # they stop when steps are that much smaller than the first one
     config.target.scale_by_influence = False  # scale each block's change by its influence on the output
 

@@ -51,6 +51,7 @@ NUMBERS = (
     "feedback.adam_betas",
     "feedback.adam_epsilon",
     "feedback.weight_decay",
+    "target.damping",
     "target.tolerance",
 )
 """Keys whose values are arguments of programs; of tuples, how many there are is structure."""

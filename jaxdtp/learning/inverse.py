@@ -4,9 +4,13 @@ DTP's difference target is the first of these iterations. They converge exponent
 G o F - identity (or F o G - identity) is below 1. An example whose steps grow has left that region: it keeps the last
 point before its steps grew, and is counted in 'target_diverged'.
 
+Blocks are ill-conditioned, and an exact inverse follows the directions that they hardly transmit. Damping delta leaves
+these alone, as in regularised inversion (Roulet & Harchaoui 2022): to first order, with G the inverse of F, the change
+of the target shrinks by 1 / (1 + delta), and by more where G F is far below 1.
+
 Both rules measure, averaged over the batch:
 
-    target_residual     |F(r) - t| / |F(s[n-1]) - t|, 0 where the inverse is exact
+    target_residual     sum of |F(r) - t| over that of |F(s[n-1]) - t|, 0 where the inverse is exact
     target_contraction  the mean ratio (geometric) of the sizes of an example's successive steps, where it moved
     target_diverged     the share of examples stopped because a step was no smaller than the one before
 """
@@ -33,23 +37,27 @@ def inverse_target(
     *,
     iterations: int = 10,
     tolerance: float = 1e-3,
+    damping: float = 0.0,
 ) -> tuple[jax.Array, Measurements]:
-    """r_0 = s[n-1],  r_{k+1} = r_k + G(t[n]) - G(F(r_k)): iterated in the space of the block's input.
+    """r_0 = s,  r_{k+1} = r_k + (G(t[n]) - G(F(r_k)) - delta (r_k - s)) / (1 + delta),  s = s[n-1]: iterated in the
+    space of the block's input.
 
-    r_1 is the difference target. G un-pools with the switches of the clean pass throughout: where F(r) = t the step is
-    0.
+    Without damping r_1 is the difference target. G un-pools with the switches of the clean pass throughout: where
+    F(r) = t the step is 0.
 
     Args:
         block, feedback_params, forward, clean, target: as for every target rule.
         iterations: at most.
         tolerance: an example is done when its step is that much smaller than its first one.
+        damping: delta; 0 as in Bengio 2020.
     """
     goal = feedback(block, feedback_params, target, clean.switches)
 
     def step(r: jax.Array) -> jax.Array:
-        return goal - feedback(block, feedback_params, forward(r)[0], clean.switches)
+        error = goal - feedback(block, feedback_params, forward(r)[0], clean.switches)
+        return (error - damping * (r - clean.input)) / (1 + damping)
 
-    first = goal - feedback(block, feedback_params, clean.output, clean.switches)
+    first = (goal - feedback(block, feedback_params, clean.output, clean.switches)) / (1 + damping)
     reached = _iterate(step, clean.input, first, iterations, tolerance)
     return reached.point, _measurements(reached, forward, reached.point, clean, target)
 
@@ -63,26 +71,33 @@ def output_inverse_target(
     *,
     iterations: int = 10,
     tolerance: float = 1e-3,
+    damping: float = 0.0,
 ) -> tuple[jax.Array, Measurements]:
-    """y_0 = t[n],  y_{k+1} = y_k + t[n] - F(G(y_k)),  t[n-1] = G(y_K): iterated in the space of the block's output.
+    """u_0 = t - s,  u_{k+1} = u_k + (t - s - (F(G(s + u_k)) - F(G(s))) - delta u_k) / (1 + delta),  s = s[n], t = t[n];
+    t[n-1] = s[n-1] + G(s + u_K) - G(s): iterated in the space of the block's output.
 
-    Where the paper leaves it open, y starts at the target: without iterations that is plain target propagation.
+    This is the iteration y <- y + t - F(G(y)), t[n-1] = G(y), of Bengio 2020 in difference form, which departs from it:
+    without the differences G's error of reconstruction is a part of every target, also where t = s, and nothing is
+    learned. Without iterations it is the difference target. It inverts F around G(s), which isn't s[n-1] unless G has
+    learned to take it there.
 
     Args:
         block, feedback_params, forward, clean, target: as for every target rule.
         iterations: at most.
-        tolerance: as in `inverse_target`.
+        tolerance, damping: as in `inverse_target`.
     """
+    there = feedback(block, feedback_params, clean.output, clean.switches)
+    there_and_back, goal = forward(there)[0], target - clean.output
 
-    def back(y: jax.Array) -> jax.Array:
-        return feedback(block, feedback_params, y, clean.switches)
+    def below(u: jax.Array) -> jax.Array:
+        return feedback(block, feedback_params, clean.output + u, clean.switches)
 
-    def step(y: jax.Array) -> jax.Array:
-        return target - forward(back(y))[0]
+    def step(u: jax.Array) -> jax.Array:
+        return (goal - (forward(below(u))[0] - there_and_back) - damping * u) / (1 + damping)
 
-    reached = _iterate(step, target, step(target), iterations, tolerance)
-    below = back(reached.point)
-    return below, _measurements(reached, forward, below, clean, target)
+    reached = _iterate(step, goal, step(goal), iterations, tolerance)
+    found = clean.input + below(reached.point) - there
+    return found, _measurements(reached, forward, found, clean, target)
 
 
 TARGET_RULES = (inverse_target, output_inverse_target)
@@ -143,7 +158,8 @@ def _measurements(
     moved = (reached.count > 0).astype(target.dtype)
     ratio = (reached.size / (reached.first_size + tiny)) ** (1 / jnp.maximum(reached.count, 1))
     return {
-        "target_residual": jnp.mean(residual / (before + tiny)),
+        # By example it is anything where a target hardly differs from what is there.
+        "target_residual": jnp.sum(residual) / (jnp.sum(before) + tiny),
         "target_contraction": jnp.sum(moved * ratio) / jnp.maximum(jnp.sum(moved), 1),
         "target_diverged": jnp.mean(reached.diverged.astype(target.dtype)),
     }
