@@ -63,9 +63,6 @@ def run(config: ConfigDict, workdir: Path) -> dict | None:
         except DivergedError as error:
             diverged.write_text(f"{error}\n")
             return None
-        finally:
-            # Compiled programs of a hundred runs are more than a process may map into memory.
-            jax.clear_caches()
     epochs = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {"epochs": epochs, "summary": json.loads(summary.read_text())}
 

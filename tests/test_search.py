@@ -131,7 +131,7 @@ def test_other_searches_and_runs_are_left_alone(space, tmp_path):
     assert "config.dataset.validation_fraction: got 0.0" in result.stderr
     result = search(tmp_path / "none.py", tmp_path / "t", 2)
     assert result.returncode == 2
-    assert "allowed: a file that defines get_space(trial), or one of drl, feedback, lenet" in result.stderr
+    assert "allowed: a file that defines get_space(trial), or one of drl, feedback, inverse, lenet, tp" in result.stderr
 
 
 def test_what_fails_counts_with_its_reason(tmp_path):
@@ -184,7 +184,13 @@ def test_a_search_that_is_killed_and_goes_on_in_two_processes(space, tmp_path, k
 
 
 def test_shipped_spaces_fit_their_configurations():
-    for name, config in (("lenet", "cifar10_lenet"), ("feedback", "digits_mlp"), ("drl", "mnist_mlp")):
+    for name, config in (
+        ("lenet", "cifar10_lenet"),
+        ("feedback", "digits_mlp"),
+        ("drl", "mnist_mlp"),
+        ("inverse", "mnist_mlp"),
+        ("tp", "mnist_mlp"),
+    ):
         space, _ = load_space(name)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
         base = runpy.run_path(f"{ROOT}/configs/{config}.py")["get_config"]()
