@@ -163,7 +163,7 @@ def test_split_of(found: Found, validation_split: str) -> str:
 def _has_labels(found: Found, split: str) -> bool:
     stored = found.splits[split]
     try:
-        label = stored.get(0)[1]
+        label = stored.label(0)
     except Exception:  # which reading all of it will tell
         return True
     return isinstance(label, str) or (label is not None and int(label) >= 0)
@@ -201,7 +201,7 @@ def _numbers(stored: Stored, labels: np.ndarray, classes: tuple[str, ...]) -> np
         labels = np.array([places.get(label, -1) for label in labels.tolist()])
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
-        raise bad_label(stored, int(wrong[0]), stored.get(int(wrong[0]))[1], len(classes))
+        raise bad_label(stored, int(wrong[0]), stored.label(int(wrong[0])), len(classes))
     return np.asarray(labels, np.int32)
 
 

@@ -109,6 +109,7 @@ def _stored(root: epath.Path, split: str, files: list[tuple[epath.Path, int]]) -
     stored = Stored(
         size=len(files),
         get=lambda index: (_open(files[index][0]), files[index][1]),
+        label=lambda index: files[index][1],
         where=lambda index: f"the picture {files[index][0]}",
         again="",
         shape=(None, None, 1),

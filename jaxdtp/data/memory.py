@@ -125,7 +125,13 @@ def _of_pair(images: Any, labels: Any, what: str) -> Stored:
     dtype = check_dtype(images.dtype, what)
     names = labels.tolist()
     return Stored(
-        len(images), lambda index: (images[index], names[index]), _place_in(what), "", images.shape[1:], dtype
+        len(images),
+        lambda index: (images[index], names[index]),
+        names.__getitem__,
+        _place_in(what),
+        "",
+        images.shape[1:],
+        dtype,
     )
 
 
@@ -137,7 +143,7 @@ def _of_source(config: ConfigDict, source: Any, what: str) -> tuple[Stored, tupl
             "__len__ and __getitem__ with items (image, label), or {'image': ..., 'label': ...}"
         )
     if not len(source):
-        return Stored(0, lambda index: source[index], _place_in(what), "", (None, None, 1), np.dtype(np.uint8)), None
+        return Stored(0, [].__getitem__, [].__getitem__, _place_in(what), "", (None, None, 1), np.dtype(np.uint8)), None
     try:
         keys = _keys(config, source[0])
         examples = [source[index] for index in range(len(source))]
@@ -154,7 +160,8 @@ def _of_source(config: ConfigDict, source: Any, what: str) -> tuple[Stored, tupl
     _check_channels(pairs[0][0].shape, what)
     feature = (getattr(source, "features", None) or {}).get(keys[1])
     names = getattr(feature, "names", None)
-    stored = Stored(len(pairs), lambda index: pairs[index], _place_in(what), "", shape, pairs[0][0].dtype)
+    labels = [label for _, label in pairs]
+    stored = Stored(len(pairs), pairs.__getitem__, labels.__getitem__, _place_in(what), "", shape, pairs[0][0].dtype)
     return stored, names and tuple(names)
 
 

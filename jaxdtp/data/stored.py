@@ -20,6 +20,7 @@ class Stored(NamedTuple):
     Attributes:
         size: how many there are.
         get: `get(index)` to an image, [height, width, channels] or [height, width] or a picture of PIL, and its label.
+        label: `label(index)`, of the example alone.
         where: `where(index)`, an example in words, for errors.
         again: what can be done about a damaged one, for errors.
         shape: [height, width, channels] of all images; None for what isn't the same in all of them.
@@ -29,6 +30,7 @@ class Stored(NamedTuple):
 
     size: int
     get: Callable[[int], tuple[Any, Any]]
+    label: Callable[[int], Any]
     where: Callable[[int], str]
     again: str
     shape: tuple[int | None, int | None, int]
@@ -106,6 +108,10 @@ def select(found: Found, expression: str, key: str) -> Stored:
         split, own = at(index)
         return split.get(own)
 
+    def label(index: int) -> Any:
+        split, own = at(index)
+        return split.label(own)
+
     def where(index: int) -> str:
         split, own = at(index)
         return split.where(own)
@@ -114,7 +120,7 @@ def select(found: Found, expression: str, key: str) -> Stored:
     cached = all(split.identity is not None for split in splits)
     identity = [[split.identity, first, last] for split, first, last in pieces] if cached else None
     shape = common_shape([split.shape for split in splits])
-    return Stored(int(ends[-1]), get, where, splits[0].again, shape, splits[0].dtype, identity)
+    return Stored(int(ends[-1]), get, label, where, splits[0].again, shape, splits[0].dtype, identity)
 
 
 def common_shape(shapes: list) -> tuple[int | None, int | None, int]:

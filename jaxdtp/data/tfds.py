@@ -29,7 +29,7 @@ def find(config: ConfigDict) -> Found:
     label_key = choose("label_key", config.label_key, info, _is_class, or_else=_is_whole)
     filled = {name: split for name, split in info.splits.items() if split.num_examples}
     # Copies live as long as what reads them.
-    source = functools.cache(functools.partial(_source, builder, _decoders(info.features[image_key], image_key), []))
+    source = functools.cache(functools.partial(_source, builder, image_key, []))
     splits = {name: _stored(builder, name, image_key, label_key, source) for name in filled}
     lengths = {name: list(split.shard_lengths) for name, split in filled.items()}
     names = getattr(info.features[label_key], "names", None)
@@ -104,7 +104,7 @@ def _is_whole(feature: Any) -> bool:
     return getattr(feature, "shape", None) == () and dtype is not None and np.dtype(dtype).kind in "iub"
 
 
-def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Callable[[str], Any]) -> Stored:
+def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Callable[[str, bool], Any]) -> Stored:
     info, feature = builder.info.splits[name], builder.info.features[image_key]
     try:
         # A data set prepared again has other files, sizes or dates, and so another identity.
@@ -116,13 +116,16 @@ def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Cal
         ) from error
 
     def get(index: int) -> tuple[Any, Any]:
-        example = source(name)[index]
+        example = source(name, _is_undecoded(feature))[index]
         image = example[image_key]
         if isinstance(image, bytes):
             from PIL import Image
 
             image = Image.open(io.BytesIO(image))
         return image, example[label_key]
+
+    def label(index: int) -> Any:
+        return source(name, True)[index][label_key]
 
     def where(index: int) -> str:
         file = info.filepaths[np.searchsorted(np.cumsum(info.shard_lengths), index, side="right")]
@@ -133,15 +136,24 @@ def _stored(builder: Any, name: str, image_key: str, label_key: str, source: Cal
     shape = (*shape[:2], shape[2] or 3)
     dtype = check_dtype(feature.np_dtype, f"{builder.info.full_name}, feature {image_key},")
     identity = [str(builder.data_path), name, stats, image_key, label_key]
-    return Stored(info.num_examples, get, where, _prepare_again(builder), shape, dtype, identity)
+    return Stored(info.num_examples, get, label, where, _prepare_again(builder), shape, dtype, identity)
 
 
-def _source(builder: Any, decoders: Any, copies: list, split: str) -> Any:
-    """Random access to a split's records, which are copied here first where they are on object storage."""
-    if is_local(builder.data_path):
-        return builder.as_data_source(split=split, decoders=decoders)
+def _source(builder: Any, image_key: str, copies: list, split: str, undecoded: bool) -> Any:
+    """Random access to a split's records, which are copied here first where they are on object storage.
+
+    Args:
+        builder: of the data set.
+        image_key: of its images.
+        copies: holds the copies.
+        split: its name.
+        undecoded: whether images are left as they are written.
+    """
     import tensorflow_datasets as tfds
 
+    decoders = {image_key: tfds.decode.SkipDecoding()} if undecoded else None
+    if is_local(builder.data_path):
+        return builder.as_data_source(split=split, decoders=decoders)
     copies.append(tempfile.TemporaryDirectory(prefix="jaxdtp-"))
     records = {path.name for path in map(epath.Path, builder.info.splits[split].filepaths)}
     for path in builder.data_path.iterdir():
@@ -150,13 +162,10 @@ def _source(builder: Any, decoders: Any, copies: list, split: str) -> Any:
     return tfds.builder_from_directory(copies[-1].name).as_data_source(split=split, decoders=decoders)
 
 
-def _decoders(feature: Any, image_key: str) -> Any:
-    """None, or what leaves images as they are written: grey ones of 16 bits, for which TFDS wants OpenCV."""
-    if np.dtype(feature.np_dtype) != np.uint16 or feature.shape[2:] != (1,) or not hasattr(feature, "encoding_format"):
-        return None
-    import tensorflow_datasets as tfds
-
-    return {image_key: tfds.decode.SkipDecoding()}
+def _is_undecoded(feature: Any) -> bool:
+    """Whether images are decoded here: grey ones of 16 bits, for which TFDS wants OpenCV."""
+    deep = np.dtype(feature.np_dtype) == np.uint16 and feature.shape[2:] == (1,)
+    return deep and hasattr(feature, "encoding_format")
 
 
 def _prepare_again(builder: Any) -> str:
