@@ -211,6 +211,7 @@ def test_bad_files_of_numpy_are_told(tmp_path):
         ({"x": IMAGES.astype(np.int64), "y": LABELS}, "has images of type int64; allowed: uint8, uint16"),
         ({"x": IMAGES, "y": LABELS / 2}, "has labels of type float64"),
         ({"x": IMAGES, "y": LABELS - 1}, "example 0 of "),
+        ({"x": np.where(IMAGES > 250, np.nan, IMAGES), "y": LABELS}, "values that are not finite"),
         ({"x": IMAGES, "y": np.array([{}] * 40)}, "can't be read (ValueError: Object arrays"),
     ):
         np.savez(path, **arrays)
@@ -226,6 +227,34 @@ def test_bad_files_of_numpy_are_told(tmp_path):
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
         refusal(lambda: data.load(group("npz", path), seed=0), "mine.npz can't be read (")
+
+
+@pytest.mark.parametrize("labels", [LABELS.astype(float), LABELS.astype(">i2"), LABELS > 0, LABELS.astype("S1")])
+def test_labels_of_any_kind(labels):
+    dataset = data.load(group("digits", "/nowhere/data"), seed=0, data=(IMAGES.astype(">u2"), labels))
+    assert dataset.train.images.dtype == np.uint16
+    assert dataset.classes == (("0", "1") if labels.dtype == bool else ("0", "1", "2"))
+    np.testing.assert_array_equal(dataset.train.labels, labels.astype(int))
+
+
+def test_arrays_without_labels_are_not_for_testing(tmp_path):
+    np.savez(tmp_path / "mine.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES, x_val=IMAGES[:7], y_val=LABELS[:7])
+    assert len(data.load(group("npz", tmp_path / "mine.npz"), seed=0).test.rows) == 7
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.sampled_from(["validation", "test"]))
+def test_what_is_named_elsewhere_is_no_training_data(first, second, seed, role):
+    low, high = sorted((first, second))
+    name = f"train[{low}%:{high}%]"
+    if round(0.4 * low) == round(0.4 * high) or (low, high) == (0, 100):
+        return
+    config = group("digits", "/nowhere/data", **{f"{role}_split": name})
+    dataset = data.load(config, seed, data=(IMAGES, np.arange(40)))
+    seen = [set(everything(split).labels.tolist()) for split in dataset[:3]]
+    assert seen[0] | seen[1] | seen[2] == set(range(40))
+    assert sum(map(len, seen)) == 40
+    assert seen[1 if role == "validation" else 2] == set(range(round(0.4 * low), round(0.4 * high)))
 
 
 class Source:

@@ -73,7 +73,8 @@ def load(config: ConfigDict, seed: int, data: Data = None) -> Dataset:
     """The data set of the configuration group `dataset`, its validation part taken from the training data unless
     `dataset.validation_split` names another one.
 
-    What is missing is chosen, and said: the test data (`test_split_of`) and the size of images of different sizes.
+    What is missing is chosen, and said: the test data (`test_split_of`) and the size of images of different sizes. What
+    other splits name of 'train', such as 'train[90%:]', is left out of training unless `dataset.train_split` is given.
 
     Args:
         config: the group `dataset`.
@@ -104,6 +105,8 @@ def load(config: ConfigDict, seed: int, data: Data = None) -> Dataset:
         for role, (images, labels) in read_in.items()
     }
     train = splits["train"]
+    if not config.train_split:
+        train = train._replace(rows=others(found, train.rows, [wanted["validation"], wanted["test"]]))
     channels = train.images.shape[-1]
     for key in ("mean", "std"):
         if len(config[key]) not in (1, channels):
@@ -116,6 +119,15 @@ def load(config: ConfigDict, seed: int, data: Data = None) -> Dataset:
     if "validation" not in splits:
         train, splits["validation"] = _divided(train, np.random.default_rng(seed), config.validation_fraction)
     return Dataset(train, splits["validation"], splits["test"], classes)
+
+
+def others(found: Found, rows: np.ndarray, splits: list[str]) -> np.ndarray:
+    """The rows of the split 'train' that other splits, such as 'train[90%:]', don't name, too."""
+    named = [part for split in splits if split for part in found.parts(split)]
+    taken = [np.arange(first, last) for name, first, last in named if name == "train"]
+    # Where one of them is all of it, that is meant.
+    kept = np.setdiff1d(rows, np.concatenate(taken)) if taken else rows
+    return kept if len(kept) else rows
 
 
 def find(config: ConfigDict, data: Data = None) -> Found:

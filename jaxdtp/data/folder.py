@@ -15,7 +15,7 @@ from jaxdtp.places import place, stamp
 
 SPLITS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
+    "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
 """Names of splits, and what folders and arrays of them may be called."""

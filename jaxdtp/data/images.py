@@ -15,7 +15,7 @@ def as_array(image: Any) -> np.ndarray:
             EXIF data say, palettes and inks as colours, without transparency.
 
     Raises:
-        ValueError: its type isn't one of `DTYPES`.
+        ValueError: its type isn't one of `DTYPES`, or it holds NaN or infinity.
     """
     if hasattr(image, "convert"):
         image = _of_picture(image)
@@ -24,6 +24,10 @@ def as_array(image: Any) -> np.ndarray:
         image = image.astype(np.uint8) * np.uint8(255)
     elif np.issubdtype(image.dtype, np.floating):
         image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise ValueError("an image with values that are not finite")
+    else:
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"images of type {image.dtype}; allowed: {DTYPES}")
     return image[..., None] if image.ndim == 2 else image

@@ -15,8 +15,8 @@ from jaxdtp.data.images import as_array
 from jaxdtp.data.stored import Found, Stored, check_dtype, common_shape, first_line, parts_by_tfds
 from jaxdtp.places import is_file, is_local, place
 
-IMAGES = ("images", "image", "x", "X", "data")
-LABELS = ("labels", "label", "y", "Y", "targets", "target")
+IMAGES = ("images", "image", "x", "X", "data", "img", "imgs", "pixel_values")
+LABELS = ("labels", "label", "y", "Y", "targets", "target", "fine_label")
 """What arrays may be called, alone or behind or before a split's name: x_train, train_images."""
 
 Data = Any
@@ -91,7 +91,12 @@ def _pairs(config: ConfigDict, file: str, arrays: dict[str, np.ndarray]) -> dict
         return next((arrays[spelling] for spelling in spellings if spelling in arrays), None)
 
     found = {split: (first(split, of_images), first(split, of_labels)) for split in SPLITS}
-    pairs = {split: pair for split, pair in found.items() if all(array is not None for array in pair)}
+    pairs = {
+        # Without labels, which a test split may be.
+        split: (images, np.full(len(images), -1) if labels is None else labels)
+        for split, (images, labels) in found.items()
+        if images is not None and (labels is not None or split != "train")
+    }
     if "train" not in pairs:
         raise ConfigError(
             f"config.dataset.data_dir: {file} has the arrays {', '.join(arrays) or '(none)'}; allowed: "
@@ -113,6 +118,10 @@ def _of_pair(images: Any, labels: Any, what: str) -> Stored:
             "[examples, height, width, channels]"
         )
     _check_channels(images.shape[1:], what)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "f" and (labels == np.round(labels)).all() and (np.abs(labels) < 2**31).all():
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "iubU":
         raise ConfigError(
             f"config.dataset.name: {what}, has labels of type {labels.dtype} and shape {labels.shape}; allowed: whole "
