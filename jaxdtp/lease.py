@@ -93,7 +93,7 @@ def _wait_for_end(other: epath.Path) -> None:
     other.unlink(missing_ok=True)
 
 
-def _read(path: epath.Path) -> dict[str, Any] | None:
+def _read(path: epath.Path, attempts: int = 3) -> dict[str, Any] | None:
     """A lease's content; None where it has ended."""
     try:
         return dict(json.loads(path.read_text()))
@@ -101,6 +101,11 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):
         return {}  # of no run of ours; it will not be renewed
+    except OSError:
+        # It may have been renewed while it was read.
+        if attempts == 1:
+            raise
+        return _read(path, attempts - 1)
 
 
 def this_process() -> dict[str, Any]:

@@ -240,6 +240,9 @@ def test_networks_that_do_not_fit_the_images():
         ConfigError, match=r"^config.network.channels: got .* images of shape \(16, 16, 3\): block conv_4"
     ):
         build_network(config, (16, 16, 3), 10)
+    config = resolve(load(CONFIGS[0].with_name("digits_vit_fast.py")))
+    with pytest.raises(ConfigError, match=r"config.network.name: vit: .* images of shape \(1, 1, 1\); allowed: "):
+        build_network(config, (1, 1, 1), 10)
 
 
 @pytest.mark.parametrize("algorithm", ["ldrl", "ddtp_rhl", "bp"])

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -145,12 +146,25 @@ def test_only_one_run_has_a_directory(bucket, monkeypatch, capsys):
     assert [path.name for path in storage.inside(bucket / "claims")] == ["other.json"]
 
 
+def test_a_lease_that_is_renewed_while_it_is_read():
+    """As s3fs tells it."""
+    answers = [OSError(16, "expired"), OSError(16, "expired"), '{"beat": 3}']
+
+    def read_text():
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert lease._read(SimpleNamespace(read_text=read_text)) == {"beat": 3}
+
+
 def test_leases_are_renewed_until_they_are_taken_away(bucket, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     with lease.hold(bucket) as ours:
         (own,) = storage.inside(bucket / "claims")
-        first = own.read_text()
-        while own.read_text() == first:
+        first = lease._read(own)
+        while lease._read(own) == first:
             time.sleep(0.05)
         own.unlink()
         time.sleep(0.5)

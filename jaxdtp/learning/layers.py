@@ -201,7 +201,8 @@ def probe_shape(layer: Layer, share: float) -> tuple[int, ...]:
         # Each unit of one example gives one equation for its weights, at each position that it stands at.
         units = math.prod(layer.weight.shape) / layer.fan_in
         equations = math.prod(layer.out) / present / units
-        wanted = math.ceil(EQUATIONS * layer.fan_in / equations)
+        # None of an operation whose result is empty.
+        wanted = math.ceil(EQUATIONS * layer.fan_in / equations) if equations else 1
         for axis in layer.examples:
             shape[axis] = 1
         shape[layer.examples[0]] = max(1, min(wanted, math.ceil(share * present)))

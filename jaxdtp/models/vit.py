@@ -49,6 +49,8 @@ class ViT(nn.Module):
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         """Images [batch, height, width, channels] to [batch, num_classes]."""
         dtype, patch = jnp.dtype(self.dtype), (self.patch, self.patch)
+        if min(x.shape[1:3]) < self.patch:
+            raise ValueError(f"images of shape {x.shape[1:]}; allowed: of one patch at least, {patch}")
         x = nn.Conv(self.features, patch, patch, padding="VALID", dtype=dtype)(x)
         x = x.reshape(len(x), -1, self.features)
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(dtype)
