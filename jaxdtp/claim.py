@@ -127,15 +127,15 @@ class About(NamedTuple):
     Attributes:
         image_shape, dtype: of raw images.
         classes: their names, by label.
-        examples: how many there are, by split.
-        labels: a checksum of all of them.
+        examples: how many there are, by split; None where a run doesn't say.
+        labels: a checksum of all of them; None where a run doesn't say.
     """
 
     image_shape: tuple[int, ...]
     dtype: str
     classes: tuple[str, ...]
-    examples: dict[str, int]
-    labels: int
+    examples: dict[str, int] | None
+    labels: int | None
 
 
 def about(dataset: Dataset) -> About:
@@ -159,7 +159,7 @@ def describe(workdir: epath.Path, dataset: Dataset) -> None:
     differing = [
         f"{name} (there {shown(there)}, here {shown(here)})"
         for name, there, here in zip(About._fields, found, ours, strict=True)
-        if there != here
+        if there not in (here, None)
     ]
     if differing:
         raise ConfigError(
@@ -179,7 +179,8 @@ def described(workdir: epath.Path) -> About:
     try:
         content = json.loads(path.read_text())
         shape, classes = tuple(content["image_shape"]), tuple(content["classes"])
-        return About(shape, str(content["dtype"]), classes, dict(content["examples"]), content["labels"])
+        # Runs of before the last three were written had bytes for pixels.
+        return About(shape, content.get("dtype", "uint8"), classes, content.get("examples"), content.get("labels"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); allowed: the file as a training run wrote it") from error
 
@@ -190,6 +191,9 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
     if found is None:
         return
     wanted = json.loads(json.dumps(flatten(config)))
+    # Keys that are younger than the run had the effect of their defaults.
+    defaults = {key: value for key, value in flatten(default_config()).items() if key != "when"}
+    found = json.loads(json.dumps(defaults)) | found
     differing = [
         f"{key} (there {found.get(key)!r}, here {wanted.get(key)!r})"
         for key in sorted(found.keys() | wanted.keys())

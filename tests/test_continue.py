@@ -110,6 +110,27 @@ def test_the_home_directory_counts(tmp_path, monkeypatch, capsys):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(":")]
 
 
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its config.json and data.json lack what is younger."""
+    short = (*SHORT, "--config.num_epochs=1", f"--workdir={tmp_path}/run")
+    assert run("digits_mlp", *short).returncode == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for key in ("dataset.size", "dataset.train_split", "target.damping"):
+        del config[key]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    about = json.loads((tmp_path / "run" / "data.json").read_text())
+    old = {key: about[key] for key in ("image_shape", "classes")}
+    (tmp_path / "run" / "data.json").write_text(json.dumps(old))
+    assert jaxdtp.load(tmp_path / "run").step == 10
+    result = run("digits_mlp", *short, "--config.num_epochs=2")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == about
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"target.damping": 1.0}))
+    result = run("digits_mlp", *short)
+    assert result.returncode == 2
+    assert "target.damping (there 1.0, here 0.0)" in result.stderr
+
+
 def test_caches_go_where_the_system_says(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
