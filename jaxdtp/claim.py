@@ -61,7 +61,7 @@ def claim(workdir: epath.Path, config: ConfigDict) -> Iterator[Callable[[], bool
                 f"--workdir: {workdir} is in use by another run{who}; allowed: one run at a time"
             ) from error
         except Exception as error:
-            if isinstance(error, ConfigError) or not of_storage(error):
+            if not of_storage(error):
                 raise
             reason = f"can't write to {workdir} ({one_line(str(error) or type(error).__name__)})"
             raise ConfigError(f"--workdir: {reason}; allowed: a writable directory") from error
@@ -194,13 +194,18 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
     # Keys that are younger than the run had the effect of their defaults.
     defaults = {key: value for key, value in flatten(default_config()).items() if key != "when"}
     found = json.loads(json.dumps(defaults)) | found
-    differing = [
-        f"{key} (there {found.get(key)!r}, here {wanted.get(key)!r})"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key) and not key.startswith(MAY_CHANGE)
-    ]
+    differing = [words for key, words in differences(found, wanted).items() if not key.startswith(MAY_CHANGE)]
     if differing:
         raise ConfigError(
             f"--workdir: {workdir} belongs to a run with another configuration: {', '.join(differing)}; "
             "allowed: the same configuration, or another directory"
         )
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, str]:
+    """The keys whose values differ in two configurations, by dotted key, in words."""
+    return {
+        key: f"{key} (there {there.get(key)!r}, here {here.get(key)!r})"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    }

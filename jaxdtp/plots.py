@@ -58,10 +58,15 @@ def _finish(figure: Figure, path: epath.Path, title: str) -> epath.Path:
     axes.xaxis.get_major_locator().set_params(integer=True)
     style(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+    return path
+
+
+def save(figure: Figure, path: epath.Path) -> None:
+    """Write a figure as PNG."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160, bbox_inches="tight")
     storage.write(path, drawn.getvalue())
-    return path
 
 
 def plot_beside(workdir: epath.Path, records: dict[str, list[Record]]) -> epath.Path:

@@ -139,7 +139,7 @@ def find(config: ConfigDict, data: Data = None) -> Found:
         try:
             return kinds[config.name](config)
         except Exception as error:
-            if isinstance(error, ConfigError) or not of_storage(error):
+            if not of_storage(error):
                 raise
             raise ConfigError(
                 f"config.dataset.data_dir: {config.data_dir} can't be read ({one_line(first_line(error))}); allowed: a "

@@ -69,7 +69,7 @@ def fetch(
             if stored is None:
                 raise OSError("what is read there is not what was written")
     except Exception as error:
-        if isinstance(error, ConfigError) or not of_storage(error):
+        if not of_storage(error):
             raise
         reason = f"can't write {store or path} ({one_line(str(error))})"
         room = np.prod(kind[0]) * kind[1].itemsize / 1e6

@@ -1,6 +1,5 @@
 """What a search has found: a table, the best configuration as a file, and figures."""
 
-import io
 import json
 import math
 import pprint
@@ -15,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jaxdtp import storage
 from jaxdtp.config import flatten
-from jaxdtp.plots import style
+from jaxdtp.plots import save, style
 from jaxdtp.search.study import counted, shown_settings
 
 NEAR = 0.002
@@ -82,9 +81,7 @@ def write(study: optuna.Study, directory: epath.Path, best: ConfigDict | None, c
     storage.write(directory / "best.py", config_file(best, completed(study)[0], len(rows), command))
     storage.make_directory(directory / "plots")
     for name, figure in figures(study).items():
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=160, bbox_inches="tight")
-        storage.write(directory / "plots" / f"{name}.png", drawn.getvalue())
+        save(figure, directory / "plots" / f"{name}.png")
 
 
 def config_file(best: ConfigDict, trial: FrozenTrial, trials: int, command: str) -> str:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
 from jaxdtp import storage
+from jaxdtp.claim import differences
 from jaxdtp.config import ConfigError, check_key, described, flatten, resolve
 from jaxdtp.console import say
 from jaxdtp.lease import still_runs, this_process
@@ -93,11 +94,7 @@ def open_study(directory: epath.Path, config: ConfigDict, source: str) -> optuna
         path = directory / IDENTITY
         if path.exists():
             found = json.loads(path.read_text())
-            differing = [
-                f"{key} (there {found['config'].get(key)!r}, here {wanted['config'].get(key)!r})"
-                for key in wanted["config"]
-                if found["config"].get(key) != wanted["config"][key]
-            ]
+            differing = list(differences(found["config"], wanted["config"]).values())
             differing += ["the space"] if found["space"] != source else []
             if differing:
                 raise ConfigError(
@@ -202,7 +199,7 @@ def try_one(
 
     state, reason = TrialState.COMPLETE, ""
     try:
-        with quiet():
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             train(chosen(), workdir, report)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
@@ -224,8 +221,3 @@ def shown_settings(params: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )
-
-
-def quiet() -> contextlib.AbstractContextManager:
-    """Without what a run prints."""
-    return contextlib.redirect_stdout(open(os.devnull, "w"))
