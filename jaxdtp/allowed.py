@@ -112,8 +112,24 @@ _OPTIONS = Rule(
     },
 )
 
+_SEED = _whole(0, 2**32 - 1)
+
+
+def _are_seeds(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) <= 1000 and all(map(_SEED.check, value)) and len(set(value)) == len(value)
+    return type(value) is int and 1 <= value <= 1000
+
+
+_SEEDS = Rule(
+    _are_seeds,
+    f"(), how many from config.seed on (1 to 1000), or a tuple of up to 1000 different ones, each {_SEED.allowed}",
+    lambda value: tuple(value) if isinstance(value, tuple | list) else value,
+)
+
 RULES = {
-    "seed": _whole(0, 2**32 - 1),
+    "seed": _SEED,
+    "seeds": _SEEDS,
     "num_epochs": _whole(1),
     "batch_size": _whole(1),
     "steps_per_epoch": _whole(0, LARGEST_INT32),
@@ -147,6 +163,7 @@ RULES = {
     "dataset.crop_padding": _whole(0),
     "dataset.device_megabytes": _NOT_NEGATIVE,
     "parallel.layer_groups": _whole(1),
+    "parallel.seeds": _one_of(("auto", "together", "in_turn")),
     "forward.optimizer": _one_of(OPTIMIZERS),
     "forward.learning_rate": _POSITIVE,
     "forward.rate_factors": _tuple_of(_POSITIVE),

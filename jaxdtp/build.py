@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxdtp import hosts, optimizers, parallel
 from jaxdtp.allowed import FOR_BLOCKS, LARGEST, LARGEST_INT32
 from jaxdtp.balance import balance, feedback_seconds
-from jaxdtp.config import ConfigError, one_line, shown
+from jaxdtp.config import ConfigError, one_line, seeds_of, shown
 from jaxdtp.data import Dataset
 from jaxdtp.epoch import Preprocessing
 from jaxdtp.learning import inverse, paths
@@ -211,13 +211,16 @@ def build_feedback_training(config: ConfigDict, count: int) -> tuple[FeedbackTra
     )
 
 
-def build_parallel(config: ConfigDict, network: Network, settings: Settings, state: TrainState) -> Parallel:
+def build_parallel(
+    config: ConfigDict, network: Network, settings: Settings, state: TrainState, together: bool = False
+) -> Parallel:
     """All devices of all hosts and, in several groups, who of them trains which feedback: balanced by seconds measured
     on the first host.
 
     Args:
         config, network, settings: of the run.
         state: on this host.
+        together: whether its seeds are divided among devices, too.
 
     Raises:
         ConfigError: the devices, or the blocks with feedback to train, can't be divided into so many groups.
@@ -229,7 +232,7 @@ def build_parallel(config: ConfigDict, network: Network, settings: Settings, sta
             f"{config.algorithm} trains"
         )
     try:
-        mesh = parallel.make_mesh(groups)
+        mesh = parallel.make_mesh(groups, len(config.seeds) if together else 1)
     except ValueError as error:
         raise ConfigError(f"config.parallel.layer_groups: {error}") from error
     if groups == 1:
@@ -276,7 +279,7 @@ def check_memory(config: ConfigDict, network: Network, limit: int) -> None:
         (
             "network",
             config.network.to_dict(),
-            sum(leaf.size * leaf.dtype.itemsize for leaf in state),
+            sum(leaf.size * leaf.dtype.itemsize for leaf in state) * len(seeds_of(config)),
             "parameters and optimizer states",
         ),
         ("batch_size", config.batch_size, config.batch_size * sum(inputs), "these and the activations of a batch"),

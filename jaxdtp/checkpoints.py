@@ -20,7 +20,6 @@ from jaxdtp import storage
 from jaxdtp.config import ConfigError, one_line
 from jaxdtp.console import say
 from jaxdtp.hosts import StorageError
-from jaxdtp.learning.state import TrainState
 from jaxdtp.places import is_local, of_storage
 
 NEWEST = 2
@@ -33,12 +32,12 @@ class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 
     Attributes:
-        state: on the host.
+        state: on the host, with its number of steps as `step`; of many seeds a `standing.Many`.
         score: of the epoch that it ends; minus infinity within an epoch.
         progress: what else it takes to go on with the epoch that it is in, as JSON.
     """
 
-    state: TrainState
+    state: Any
     score: float
     progress: dict[str, Any]
 
@@ -103,7 +102,7 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in paths if is_local(path) or (path / ABOUT).exists())
 
 
-def restore_newest(workdir: epath.Path, like: TrainState) -> Checkpoint | None:
+def restore_newest(workdir: epath.Path, like: Any) -> Checkpoint | None:
     """The newest intact checkpoint; None if there never was one. Newer, damaged ones are moved to damaged/.
 
     Args:
@@ -124,7 +123,7 @@ def restore_newest(workdir: epath.Path, like: TrainState) -> Checkpoint | None:
     return checkpoint
 
 
-def restore_best(workdir: epath.Path, like: TrainState, step: int | None = None) -> Checkpoint:
+def restore_best(workdir: epath.Path, like: Any, step: int | None = None) -> Checkpoint:
     """The intact checkpoint with the highest score, or that of a step; the rest as `restore_newest`, but nothing is
     moved."""
     directory = _directory(workdir)
@@ -143,7 +142,7 @@ def _directory(workdir: epath.Path) -> epath.Path:
     return workdir / "checkpoints"
 
 
-def _first_intact(directory: epath.Path, steps: list[int], like: TrainState) -> Checkpoint:
+def _first_intact(directory: epath.Path, steps: list[int], like: Any) -> Checkpoint:
     for step in steps:
         try:
             with storage.local_copy(directory / str(step)) as path:
@@ -161,7 +160,7 @@ def _first_intact(directory: epath.Path, steps: list[int], like: TrainState) -> 
     )
 
 
-def _restore(path: Path, like: TrainState) -> Checkpoint:
+def _restore(path: Path, like: Any) -> Checkpoint:
     about = _read_about(path)
     # Before Orbax reads them, which prints stack traces from its threads where a file is missing or cut off.
     if _checksums(path) != about["files"]:

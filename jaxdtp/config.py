@@ -19,6 +19,7 @@ def default_config() -> ConfigDict:
     # Types are checked when it is resolved, where NumPy's numbers are numbers, too.
     config = ConfigDict(type_safe=False)
     config.seed = 0
+    config.seeds = ()  # several in one run: how many, from config.seed on, or which
     config.num_epochs = 10
     config.batch_size = 128
     config.steps_per_epoch = 0  # 0: as many as the training data gives
@@ -59,6 +60,7 @@ def default_config() -> ConfigDict:
 
     config.parallel = ConfigDict(type_safe=False)
     config.parallel.layer_groups = 1  # groups of devices, each of which trains the feedback of blocks of its own
+    config.parallel.seeds = "auto"  # how several train: 'together' in one program, or 'in_turn'
 
     # Keys for blocks are tuples: with one value for all of the blocks, or with one for each.
     config.forward = ConfigDict(type_safe=False)
@@ -144,8 +146,34 @@ def resolve(config: ConfigDict, overrides: Collection[str] = ()) -> ConfigDict:
         check_value(key, value)
         values[key] = RULES[key].convert(value)
     _check_blocks(values)
+    return nest(values | _which_seeds(values, overrides))
 
-    return nest(values)
+
+def seeds_of(config: ConfigDict) -> tuple[int, ...]:
+    """The seeds of a resolved configuration's run."""
+    return config.seeds or (config.seed,)
+
+
+def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The resolved configuration with one seed."""
+    return nest(flatten(config) | {"seed": seed, "seeds": ()})
+
+
+def _which_seeds(values: dict[str, Any], overrides: Collection[str]) -> dict[str, Any]:
+    """The keys 'seed' and 'seeds' of checked values: all seeds that are meant, and the first of them."""
+    first, seeds = values["seed"], values["seeds"]
+    if isinstance(seeds, tuple) and seeds and seeds[0] != first and "seed" in overrides:
+        raise ConfigError(
+            f"config.seed: got {first}, while config.seeds is {shown(seeds)}; allowed: one of the two, or in "
+            "config.seeds how many from config.seed on"
+        )
+    if isinstance(seeds, int):
+        if first + seeds > 2**32:
+            raise ConfigError(
+                f"config.seeds: got {seeds} from config.seed={first} on; allowed: what ends below {2**32}"
+            )
+        seeds = tuple(range(first, first + seeds))
+    return {"seed": seeds[0] if seeds else first, "seeds": seeds}
 
 
 def nest(values: dict[str, Any]) -> ConfigDict:

@@ -5,7 +5,7 @@ Pure functions of arrays; `jaxdtp.programs` compiles them.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,29 +122,63 @@ def train_steps(
         The state, the metrics summed so far, and the number of steps that this call has done.
     """
 
+    def step(state, totals, index):
+        return one_step(fixed, data, order, key, state, totals, index)
+
+    return steps_in_loop(step, state, totals, first, count)
+
+
+def steps_in_loop(
+    step: Callable, state: TrainState, totals: Metrics, first: int, count: int
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """`train_steps` by `step(state, totals, index)`, of one seed or, where arrays have an axis for them, of several: it
+    stops after a step in which one of them gets metrics that aren't finite. One that has such metrics at the beginning
+    stays as it is; where all have, nothing is done."""
+    healthy = finite(totals)
+
     def run(carry):
         state, totals, done = carry
-        return *one_step(fixed, data, order, key, state, totals, first + done), done + 1
+        return *step(state, totals, first + done), done + 1
 
-    def healthy(carry):
+    def as_before(carry):
         _, totals, done = carry
-        finite = jnp.array([jnp.isfinite(total) for total in jax.tree.leaves(totals)])
-        return (done < count) & jnp.all(finite)
+        return (done < count) & jnp.any(healthy) & jnp.all(finite(totals) == healthy)
 
-    return jax.lax.while_loop(healthy, run, (state, totals, jnp.zeros((), jnp.int32)))
+    after, sums, done = jax.lax.while_loop(as_before, run, (state, totals, jnp.zeros((), jnp.int32)))
+    if healthy.ndim:
+        after, sums = keep_where(healthy, (after, sums), (state, totals))
+    return after, sums, done
 
 
 def steps_one_by_one(step: Callable) -> Callable:
-    """As `train_steps` without `fixed`, of a `one_step`: for programs that are slow in loops, or not compiled."""
+    """As `steps_in_loop`, of a `one_step` without `fixed`: for programs that are slow in loops, or not compiled."""
 
     def steps(numbers, data, order, key, state, totals, first, count):
-        done = 0
-        while done < count and all(np.isfinite(total) for total in jax.tree.leaves(jax.device_get(totals))):
+        healthy, done = np.asarray(finite(totals)), 0
+        # A step may take the memory of what it is given.
+        before = None if healthy.all() else jax.device_get((state, totals))
+        while done < count and healthy.any() and np.array_equal(finite(totals), healthy):
             state, totals = step(numbers, data, order, key, state, totals, first + done)
             done += 1
+        if healthy.ndim and not healthy.all():
+            state, totals = keep_where(healthy, (state, totals), before)
         return state, totals, done
 
     return steps
+
+
+def finite(totals: Metrics) -> jax.Array:
+    """Whether all metrics are finite, by seed where they have an axis for it."""
+    return jnp.all(jnp.array([jnp.isfinite(total) for total in jax.tree.leaves(totals)]), axis=0)
+
+
+def keep_where(healthy: jax.Array, after: Any, before: Any) -> Any:
+    """`after` of the seeds for which `healthy` holds, `before` of the others."""
+
+    def choose(new, old):
+        return jnp.where(healthy.reshape(-1, *(1,) * (jnp.ndim(new) - 1)), new, old)
+
+    return jax.tree.map(choose, after, before)
 
 
 def zero_metrics(fixed: Fixed) -> Metrics:

@@ -222,7 +222,7 @@ def parse_overrides(argv: list[str], known: list[str]) -> dict[str, Any]:
     for argument in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             check_key(override[1])
-    options, argv = model_options(argv)
+    options, argv = untyped_values(argv)
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", default_config(), flag_values=values, sys_argv=argv)
@@ -240,14 +240,12 @@ def parse_overrides(argv: list[str], known: list[str]) -> dict[str, Any]:
     return config_flags.get_override_values(values["config"]) | options
 
 
-def model_options(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Values of the flags --config.network.options.NAME=VALUE by key, Python literals or text; and the other arguments.
-
-    They are a model's own, so that no type is known of them beforehand.
-    """
+def untyped_values(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Values of the flags --config.network.options.NAME=VALUE, a model's own, and --config.seeds=VALUE, which have no
+    one type, by key: Python literals or text; and the other arguments."""
     options, others = {}, []
     for argument in argv:
-        if found := re.fullmatch(r"--?config\.(network\.options\.\w+)=(.*)", argument, re.DOTALL):
+        if found := re.fullmatch(r"--?config\.(network\.options\.\w+|seeds)=(.*)", argument, re.DOTALL):
             try:
                 options[found[1]] = ast.literal_eval(found[2])
             except (ValueError, SyntaxError):

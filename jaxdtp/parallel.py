@@ -9,6 +9,7 @@ every group of devices trains the feedback of its own blocks, without a sum over
 the weights to the others once for each batch. Both axes go together.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,13 +21,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "layer")
+SEEDS = "seed"
+"""A third axis, of meshes along which seeds are divided; nothing is summed along it."""
 
 
 class Parallel(NamedTuple):
     """How one step is divided among devices.
 
     Attributes:
-        mesh: of the axes `AXES`.
+        mesh: of the axes `AXES`, and `SEEDS` before them where seeds are divided.
         owners: for each feedback path the group of devices, along 'layer', that trains it; () where all do.
     """
 
@@ -34,8 +37,13 @@ class Parallel(NamedTuple):
     owners: tuple[int, ...] = ()
 
 
-def make_mesh(groups: int = 1) -> Mesh:
+def make_mesh(groups: int = 1, seeds: int = 1) -> Mesh:
     """All devices of all hosts, [devices / groups, groups] along `AXES`.
+
+    Args:
+        groups: along 'layer'.
+        seeds: that train together. As many as can be are divided: where some number divides both these and the devices,
+            the largest one is the size of an axis `SEEDS`, and the rest goes along 'data'.
 
     Raises:
         ValueError: the devices can't be divided into so many groups.
@@ -44,7 +52,10 @@ def make_mesh(groups: int = 1) -> Mesh:
     if devices % groups:
         divisors = ", ".join(str(number) for number in range(1, devices + 1) if devices % number == 0)
         raise ValueError(f"got {groups}; allowed: {divisors}, which divide the {devices} devices")
-    return jax.make_mesh((devices // groups, groups), AXES, axis_types=(AxisType.Auto,) * 2)
+    sizes, axes = (devices // groups, groups), AXES
+    if (divided := math.gcd(sizes[0], seeds)) > 1:
+        sizes, axes = (divided, sizes[0] // divided, groups), (SEEDS, *AXES)
+    return jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def device_memory() -> int:
@@ -55,11 +66,27 @@ def device_memory() -> int:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Arrays and random keys of the host, the same ones on every host, on all devices."""
-    sharding = NamedSharding(mesh, P())
+    return _place(NamedSharding(mesh, P()), tree)
+
+
+def divide_seeds(mesh: Mesh, tree: Any) -> Any:
+    """As `replicate`, of arrays whose first axis is that of seeds: each device has its own seeds, if the mesh divides
+    them."""
+    return _place(NamedSharding(mesh, P(SEEDS) if SEEDS in mesh.shape else P()), tree)
+
+
+def gather_seeds(mesh: Mesh, tree: Any) -> Any:
+    """What `divide_seeds` has divided, on all devices, where a host lacks some of it."""
+    if jax.process_count() == 1 or SEEDS not in mesh.shape:
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
+
+
+def _place(sharding: NamedSharding, tree: Any) -> Any:
 
     def place(array):
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(array)))
+            return jax.random.wrap_key_data(place(jax.random.key_data(array)), impl=jax.random.key_impl(array))
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

@@ -2,7 +2,7 @@
 
 What decides a program's operations and shapes is a configuration's structure; it is compiled once for each. Numbers
 (the seed, rates, beta, noise, weight decay, means of pixels, ...) are its arguments. The programs of the last `KEPT`
-structures stay in memory.
+structures stay in memory. Seeds that train together share one program, too, by `jax.vmap`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS
-from jaxdtp.parallel import Parallel, device_memory
+from jaxdtp.parallel import SEEDS, Parallel, device_memory
 
 KEPT = 4
 
@@ -57,6 +57,7 @@ NUMBERS = (
 """Keys whose values are arguments of programs; of tuples, how many there are is structure."""
 
 OUTSIDE = (
+    "seeds",
     "num_epochs",
     "steps_per_epoch",
     "checkpoint_every_epochs",
@@ -74,6 +75,7 @@ OUTSIDE = (
     "dataset.validation_fraction",
     "dataset.device_megabytes",
     "parallel.layer_groups",
+    "parallel.seeds",
     "alignment.every_epochs",
 )
 """Keys that no program depends on, but by the shapes of its arguments and how it is divided."""
@@ -83,7 +85,7 @@ class Numbers(NamedTuple):
     """What programs are called with.
 
     Attributes:
-        by_key: values of `NUMBERS`, scalars or tuples of them.
+        by_key: values of `NUMBERS`, scalars or tuples of them; the seed, where several train together, an array.
         steps_per_epoch: which learning rate schedules count in.
     """
 
@@ -92,7 +94,8 @@ class Numbers(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The programs of one structure. Their first argument are numbers.
+    """The programs of one structure. Their first argument are numbers. For seeds that train together the arrays of what
+    they don't share have one more axis, the first.
 
     Attributes:
         zero_metrics: `zero_metrics(step)`: metrics of a kind of step, to start a round's sums from.
@@ -108,28 +111,32 @@ class Programs(NamedTuple):
     measure_alignment: Callable[..., epoch.Metrics]
 
 
-def numbers_of(config: ConfigDict, steps_per_epoch: int, parallel: Parallel) -> Numbers:
+def numbers_of(config: ConfigDict, seed: Any, steps_per_epoch: int, parallel: Parallel) -> Numbers:
     """A configuration's numbers, on all devices.
 
     Args:
         config: as from `config.resolve`.
+        seed: one, or a list of those that train together.
         steps_per_epoch: which learning rate schedules count in.
         parallel: has the devices.
     """
     flat = flatten(config)
-    numbers = Numbers({key: flat[key] for key in NUMBERS} | {"seed": np.uint32(config.seed)}, steps_per_epoch)
+    numbers = Numbers({key: flat[key] for key in NUMBERS} | {"seed": np.asarray(seed, np.uint32)}, steps_per_epoch)
     # As Python's numbers do, these leave the precision to what they meet.
     arrays = jax.tree.map(jnp.asarray, numbers)
     return jax.device_put(arrays, NamedSharding(parallel.mesh, P()))
 
 
-def programs_of(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int, parallel: Parallel) -> Programs:
+def programs_of(
+    config: ConfigDict, input_shape: tuple[int, ...], num_classes: int, parallel: Parallel, *, together: bool = False
+) -> Programs:
     """The programs of a configuration.
 
     Args:
         config: as from `config.resolve`.
         input_shape, num_classes: as in `build_network`.
         parallel: how steps are divided among devices.
+        together: whether they are of several seeds at once.
     """
     flat = flatten(config)
     structure = {key: value for key, value in flat.items() if key not in OUTSIDE}
@@ -138,7 +145,7 @@ def programs_of(config: ConfigDict, input_shape: tuple[int, ...], num_classes: i
     switches = tuple(sorted((name, repr(value)) for name, value in jax.config.values.items()))
     # What names stand for may have changed since, in a user's file or a notebook.
     meant = (own_model(config) or NETWORKS[config.network.name], ALGORITHMS[config.algorithm])
-    return _programs(FrozenConfigDict(nest(structure)), meant, input_shape, num_classes, parallel, switches)
+    return _programs(FrozenConfigDict(nest(structure)), meant, input_shape, num_classes, parallel, together, switches)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -148,6 +155,7 @@ def _programs(
     input_shape: tuple[int, ...],
     num_classes: int,
     parallel: Parallel,
+    together: bool,
     switches: Any,
 ) -> Programs:
     del meant, switches
@@ -159,11 +167,27 @@ def _programs(
         settings = build_settings(config, network, numbers.steps_per_epoch)._replace(parallel=parallel)
         return epoch.Fixed(step, network, settings, build_preprocessing(config), structure.batch_size)
 
-    def one_step(step, numbers, *arguments):
-        return epoch.one_step(fixed(step, numbers), *arguments)
+    def by_seed(run: Callable) -> Callable:
+        """`run(numbers, *arguments)`, of several seeds if they train together."""
+        if not together:
+            return run
+        axis = SEEDS if SEEDS in parallel.mesh.shape else None
+        of_numbers = Numbers({key: 0 if key == "seed" else None for key in NUMBERS}, None)
+        return lambda numbers, *arguments: jax.vmap(run, (of_numbers, *(0 for _ in arguments)), spmd_axis_name=axis)(
+            numbers, *arguments
+        )
 
-    def train_steps(step, numbers, *arguments):
-        return epoch.train_steps(fixed(step, numbers), *arguments)
+    def one_step(step, numbers, data, order, key, state, totals, index):
+        def run(numbers, order, key, state, totals):
+            return epoch.one_step(fixed(step, numbers), data, order, key, state, totals, index)
+
+        return by_seed(run)(numbers, order, key, state, totals)
+
+    def train_steps(step, numbers, data, order, key, state, totals, first, count):
+        def of_index(state, totals, index):
+            return one_step(step, numbers, data, order, key, state, totals, index)
+
+        return epoch.steps_in_loop(of_index, state, totals, first, count)
 
     @functools.cache
     def zero_metrics(step):
@@ -183,15 +207,21 @@ def _programs(
         return compiled[kind]
 
     @functools.partial(jax.jit, static_argnums=1)
-    def evaluate(numbers, batch_size, *arguments):
-        preprocessing = fixed(train_step, numbers).preprocessing
-        return epoch.evaluate(network, preprocessing, batch_size, parallel.mesh, *arguments)
+    def evaluate(numbers, batch_size, params, model, data, order, count):
+        def run(numbers, params, model, order):
+            preprocessing = fixed(train_step, numbers).preprocessing
+            return epoch.evaluate(network, preprocessing, batch_size, parallel.mesh, params, model, data, order, count)
+
+        return by_seed(run)(numbers, params, model, order)
 
     @jax.jit
     def measure_alignment(numbers, *arguments):
-        _, _, settings, preprocessing, _ = fixed(train_step, numbers)
-        what = (structure.alignment.probes, structure.alignment.gauss_newton)
-        return epoch.measure_alignment(network, settings, preprocessing, *what, *arguments)
+        def run(numbers, *arguments):
+            _, _, settings, preprocessing, _ = fixed(train_step, numbers)
+            what = (structure.alignment.probes, structure.alignment.gauss_newton)
+            return epoch.measure_alignment(network, settings, preprocessing, *what, *arguments)
+
+        return by_seed(run)(numbers, *arguments)
 
     return Programs(zero_metrics, steps, evaluate, measure_alignment)
 

@@ -9,7 +9,7 @@ from etils import epath
 from jaxdtp import storage
 
 Record = dict[str, Any]
-"""One epoch's metrics by name; those of a block are named 'metric/block'."""
+"""One epoch's metrics by name; those of a block are named 'metric/block'. Of many seeds see `statistics.over_seeds`."""
 
 MANY = 10
 """More blocks or layers than that are not told one by one."""
@@ -37,12 +37,17 @@ def console_line(record: Record) -> str:
     cells = []
     for _, key, template in _COLUMNS:
         scale = 100 if key.endswith("top1") else 1
-        cells.append(template.format(scale * record[key]) if key in record else "-")
+        cell = template.format(scale * record[key]) if key in record else "-"
+        if key.endswith("top1") and key in record.get("std", {}):
+            cell += f"±{template.format(scale * record['std'][key])}"
+        cells.append(cell)
     angles = sorted(of_blocks(record, "weight_angle").values())
     if len(angles) > MANY:
         shown = f"median {angles[len(angles) // 2]:.0f}°, largest {angles[-1]:.0f}° of {len(angles)}"
     else:
         shown = " ".join(f"{angle:.0f}°" for angle in of_blocks(record, "weight_angle").values())
+    if "diverged" in record:
+        shown += f"  diverged: {', '.join(record['diverged'])}"
     return " ".join(f"{cell:>10}" for cell in cells) + "  " + shown
 
 
@@ -73,6 +78,11 @@ def of_blocks(record: Record, metric: str) -> dict[str, float]:
     return {key.split("/")[1]: value for key, value in record.items() if key.startswith(f"{metric}/")}
 
 
+def numbers(record: Record) -> dict[str, float]:
+    """What of a record, or of a summary, is a number."""
+    return {name: value for name, value in record.items() if isinstance(value, int | float)}
+
+
 def read_records(workdir: epath.Path, last_step: float = math.inf) -> list[Record]:
     """The epochs of metrics.jsonl up to step `last_step`: a killed run may have written more epochs, and half a line,
     than its last checkpoint knows of."""
@@ -98,14 +108,21 @@ def write_records(workdir: epath.Path, records: list[Record]) -> None:
 
 def summary_table(summary: Record) -> str:
     """The closing table."""
+    accuracy, spread = summary["test_accuracy"], summary.get("std", {}).get("test_accuracy")
     rows = {
-        "test accuracy": f"{summary['test_accuracy']:.2%}",
+        "test accuracy": f"{accuracy:.2%}" + (f" ± {spread:.2%}" if spread is not None else ""),
         "test loss": f"{summary['test_loss']:.4f}",
-        "best epoch": f"{summary['best_epoch']}",
+        "best epoch": f"{summary['best_epoch']:g}",
         "training time": f"{summary['seconds']:.1f} s",
         "speed": f"{summary['images_per_second']:.0f} images/s",
     }
     if "test_top5" in summary:
         rows["test top-5"] = f"{summary['test_top5']:.2%}"
+    if spread is not None:
+        half = summary["ci95"]["test_accuracy"]
+        rows["95 % interval"] = f"{accuracy - half:.2%} to {accuracy + half:.2%}"
+    for seed, metrics in summary.get("seeds", {}).items():
+        rows[f"seed {seed}"] = f"{metrics['test_accuracy']:.2%}"
+    rows |= {f"seed {seed}": f"diverged: {why}" for seed, why in summary.get("diverged", {}).items()}
     width = max(len(value) for value in rows.values())
     return "\n".join(f"  {name:<14} {value:>{width}}" for name, value in rows.items())

@@ -1,9 +1,12 @@
 """The passes through the training data that a run consists of, and how one of them is done."""
 
+import contextlib
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -13,16 +16,17 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdtp import checkpoints, feeding, hosts, reports
-from jaxdtp.checkpoints import Checkpoint
+from jaxdtp.config import seeds_of
 from jaxdtp.console import Unfailing, say
-from jaxdtp.feeding import Feed
+from jaxdtp.epoch import finite
+from jaxdtp.feeding import Window
+from jaxdtp.groups import Group, by_seed, place_by_seed
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.learning.step import Metrics, feedback_step, train_step
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import replicate
-from jaxdtp.programs import Numbers, Programs
 from jaxdtp.signals import StoppedError
+from jaxdtp.standing import Standing, checkpoint_of
 
 SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves and signals are seen
 SECONDS_PER_LINE = 30.0  # between progress lines where there is no terminal
@@ -64,11 +68,10 @@ class Run(NamedTuple):
 
     Attributes:
         config: as from `config.resolve`.
-        network, settings: as built from it.
-        programs, numbers: of its structure, and what they are called with.
+        network, settings: as built from it, for the first seed.
         steps: in a round.
-        feed: of the training split.
-        order_key, step_key: of the order of examples, folded with the round; of augmentation and noise.
+        groups: of the seeds.
+        workers: how many of the groups train at a time.
         workdir: of the checkpoints, among other things.
         layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
@@ -78,60 +81,171 @@ class Run(NamedTuple):
     config: ConfigDict
     network: Network
     settings: Settings
-    programs: Programs
-    numbers: Numbers
     steps: int
-    feed: Feed
-    order_key: jax.Array
-    step_key: jax.Array
+    groups: tuple[Group, ...]
+    workers: int
     workdir: epath.Path
     layers: frozenset[str]
     stops: list[str]
     ours: Callable[[], bool] | None
 
 
-class Progress(NamedTuple):
-    """What is known of an epoch that is not complete; as JSON in a checkpoint.
+class Going(NamedTuple):
+    """A group within a round.
 
     Attributes:
-        totals: metrics summed over the steps of its present round so far; None at a round's beginning.
-        metrics: averaged over its training round; None before that is complete.
-        seconds: of training so far.
+        state, totals: of the seeds, on the devices; metrics summed over the steps of the round so far.
+        done: steps of the round.
+        broken: whether none of the seeds can go on.
+        window: of the examples in use, and the `windows` that follow.
+        advance: `advance(state, totals, window, count)`, up to so many steps from the `done`th on: the state and the
+            totals afterwards, and how many steps there were.
     """
 
-    totals: dict[str, Any] | None = None
-    metrics: reports.Record | None = None
-    seconds: float = 0.0
+    state: TrainState
+    totals: Metrics
+    done: int
+    broken: bool
+    window: Window
+    windows: Iterator[Window]
+    advance: Callable[..., tuple[TrainState, Metrics, Any]]
 
 
-def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+def train_round(run: Run, round: Round, standing: Standing) -> Standing:
     """What is left of one pass through the data, in calls of about a second, with a progress bar on a terminal and now
     and then a line elsewhere.
 
+    Args:
+        run: what stays fixed.
+        round: the pass.
+        standing: before it, or within it.
+
     Returns:
-        The state after the round, and what is known of the epoch so far.
+        Where the run is after the round.
 
     Raises:
-        DivergedError: after the first step that wasn't finite.
+        DivergedError: after the first step that wasn't finite, of the last seed that went on.
         StoppedError: between two calls; the state is saved.
     """
-    batch_size, steps = run.config.batch_size, run.steps
     label = f"epoch {round.epoch}" if round.step is train_step else f"epoch {round.epoch}, feedback alone"
-    order_key = jax.random.fold_in(run.order_key, round.number)
-    order = np.asarray(jax.random.permutation(order_key, len(run.feed.split.rows)))[: steps * batch_size]
-    zeros = run.programs.zero_metrics(round.step)
-    # From a checkpoint they come as JSON.
-    totals = jax.tree.map(lambda zero, value: np.asarray(value, zero.dtype), zeros, progress.totals or zeros)
-    totals, key = replicate(run.feed.mesh, (totals, run.step_key))
-    first = done = int(state.step) % steps
-    windows = feeding.windows(run.feed, order, first)
+    standing = standing._replace(scores=[None] * len(standing.states))
+    going = {
+        number: begin(run, round, group, standing)
+        for number, group in enumerate(run.groups)
+        if any(standing.faults[member] is None for member in group.members)
+    }
+    start, count = time.perf_counter(), 1
+    with progress_bar(run, label, going) as tell, ThreadPoolExecutor(run.workers) as pool:
+        # Contexts, of precision for one, are a thread's own.
+        run_all = pool.map if run.workers > 1 else map
+        while pending := [number for number, of in going.items() if of.done < run.steps and not of.broken]:
+            stop, count = hosts.agree(bool(run.stops), count)
+            if stop:
+                within = standing._replace(seconds=standing.seconds + time.perf_counter() - start)
+                where = f"{label}, step {min(going[number].done for number in pending)}"
+                save_and_stop(run, fetch(run, within, going), where)
+            # Those that are behind the others; all get as far, as there may be more of them than workers.
+            chosen = sorted(pending, key=lambda number: going[number].done)[: run.workers]
+            before = time.perf_counter()
+            advanced = list(run_all(functools.partial(advance, run, count), [going[number] for number in chosen]))
+            took, steps = time.perf_counter() - before, max(1, advanced[0].done - going[chosen[0]].done)
+            going |= dict(zip(chosen, advanced, strict=True))
+            count = max(1, math.ceil(SECONDS_PER_CALL * steps / took))
+            tell(going)
+    standing = standing._replace(seconds=standing.seconds + time.perf_counter() - start)
+    return end(run, round, fetch(run, standing, going), label)
+
+
+def begin(run: Run, round: Round, group: Group, standing: Standing) -> Going:
+    """A group at its place in a round, its program compiled."""
+    config, steps = run.config, run.steps
+    of_group = [(standing.states[member], standing.totals[member]) for member in group.members]
+    alive = [standing.faults[member] is None for member in group.members]
+    done = max(
+        int(state.step) - (round.number - 1) * steps for (state, _), goes in zip(of_group, alive, strict=True) if goes
+    )
+    keys = [jax.random.fold_in(keys.order, round.number) for keys in group.keys]
+    orders = [np.asarray(jax.random.permutation(key, group.train.examples)) for key in keys]
+    orders = [order[: steps * config.batch_size] for order in orders]
+    zeros = jax.device_get(group.programs.zero_metrics(round.step))
+    # From a checkpoint they come as JSON. A seed whose metrics aren't finite stays as it is.
+    nothing = jax.tree.map(lambda zero: np.full_like(zero, np.nan), zeros)
+    totals = [
+        jax.tree.map(lambda zero, value: np.asarray(value, zero.dtype), zeros, so_far or zeros) if goes else nothing
+        for (_, so_far), goes in zip(of_group, alive, strict=True)
+    ]
+    state = place_by_seed(group, [state for state, _ in of_group])
+    totals, key = (place_by_seed(group, values) for values in (totals, [keys.step for keys in group.keys]))
+    windows = feeding.windows(group.train, np.stack(orders) if group.together else orders[0], done)
     window = next(windows)
-    advance = run.programs.steps(round.step, run.numbers, window.data, window.order, key, state, totals)
-    count = 1
+    program = group.programs.steps(round.step, group.numbers, window.data, window.order, key, state, totals)
+
+    def advance(state, totals, window, first, count):
+        return program(group.numbers, window.data, window.order, key, state, totals, first - window.first, count)
+
+    return Going(state, totals, done, done >= steps, window, windows, advance)
+
+
+def advance(run: Run, count: int, going: Going) -> Going:
+    """A group up to `count` steps later."""
+    window = next(going.windows) if going.done == going.window.stop else going.window
+    count = min(count, window.stop - going.done)
+    with jax.enable_x64(run.config.float64):
+        state, totals, ran = going.advance(going.state, going.totals, window, going.done, count)
+        ran = int(ran)
+        broken = ran < count and not finite(jax.device_get(totals)).any()
+    return going._replace(state=state, totals=totals, done=going.done + ran, broken=broken, window=window)
+
+
+def fetch(run: Run, standing: Standing, going: dict[int, Going]) -> Standing:
+    """Where a run is within a round, on the host."""
+    states, totals = list(standing.states), list(standing.totals)
+    for number, of in going.items():
+        group = run.groups[number]
+        pairs = zip(by_seed(group, of.state), by_seed(group, of.totals), strict=True)
+        for member, (state, so_far) in zip(group.members, pairs, strict=True):
+            if standing.faults[member] is None:
+                states[member], totals[member] = state, jax.tree.map(float, so_far)
+    return standing._replace(states=states, totals=totals)
+
+
+def end(run: Run, round: Round, standing: Standing, label: str) -> Standing:
+    """After a round: its metrics, and the seeds that something isn't finite of are given up.
+
+    Raises:
+        DivergedError: all are.
+    """
+    seeds, faults, metrics = seeds_of(run.config), list(standing.faults), list(standing.metrics)
+    for member, (state, totals) in enumerate(zip(standing.states, standing.totals, strict=True)):
+        if faults[member]:
+            continue
+        if fault := find_fault(run.network, state, totals):
+            faults[member] = f"{label}, step {state.step}: {fault}"
+        if round.step is train_step:
+            means = jax.tree.map(lambda total: total / run.steps, totals)
+            metrics[member] = reports.flat_metrics(means, "train_")
+    if all(faults):
+        good = checkpoints.saved_steps(run.workdir)
+        where = f"step {good[-1]} in {run.workdir}" if good else "none yet"
+        words = [f"seed {seed}: {fault}" for seed, fault in zip(seeds, faults, strict=True)]
+        why = "; ".join(words) if run.config.seeds else faults[0]
+        raise DivergedError(f"{why}; last good checkpoint: {where}")
+    for seed, before, fault in zip(seeds, standing.faults, faults, strict=True):
+        if fault and not before:
+            say(f"  seed {seed} has diverged and stays as it is, the others go on: {fault}")
+    return standing._replace(totals=[None] * len(seeds), metrics=metrics, faults=faults)
+
+
+@contextlib.contextmanager
+def progress_bar(run: Run, label: str, going: dict[int, Going]) -> Iterator[Callable[[dict[int, Going]], None]]:
+    """Yields `tell(going)`, which moves the bar of a round or, without a terminal, now and then prints a line."""
+    images = {number: run.config.batch_size * len(run.groups[number].members) for number in going}
+    seen = lambda going: sum(of.done * images[number] for number, of in going.items())  # noqa: E731
+    first = seen(going)
     start = last_line = time.perf_counter()
     with tqdm(
-        total=steps * batch_size,
-        initial=done * batch_size,
+        total=run.steps * sum(images.values()),
+        initial=first,
         desc=label,
         unit=" images",
         unit_scale=True,
@@ -139,50 +253,30 @@ def train_round(run: Run, round: Round, state: TrainState, progress: Progress) -
         disable=None if hosts.is_first() else True,
         file=Unfailing(sys.stderr),
     ) as bar:
-        while done < steps:
-            stop, count = hosts.agree(bool(run.stops), count)
-            if stop:
-                so_far = jax.tree.map(float, jax.device_get(totals))
-                seconds = progress.seconds + time.perf_counter() - start
-                save_and_stop(run, state, Progress(so_far, progress.metrics, seconds), f"{label}, step {done}")
-            window = next(windows) if done == window.stop else window
-            count = min(count, window.stop - done)
-            batch = (window.data, window.order, key, state, totals)
-            state, totals, ran = advance(run.numbers, *batch, done - window.first, count)
-            done += int(ran)
-            if int(ran) < count:
-                break
-            bar.update(count * batch_size)
-            loss = f"loss {float(totals['loss']) / done:.4f}"
+
+        def tell(going: dict[int, Going]) -> None:
+            nonlocal last_line
+            losses = [np.asarray(jax.device_get(of.totals["loss"])) / of.done for of in going.values() if of.done]
+            loss = f"loss {np.nanmean(np.concatenate([np.ravel(of_group) for of_group in losses])):.4f}"
+            bar.update(seen(going) - bar.n)
             bar.set_postfix_str(loss)
             now = time.perf_counter()
-            seconds_per_step = (now - start) / (done - first)
             if bar.disable and now - last_line > SECONDS_PER_LINE:
-                left = tqdm.format_interval((steps - done) * seconds_per_step)
-                speed = f"{batch_size / seconds_per_step:.0f} images/s"
-                say(f"{label}: step {done}/{steps}, {loss}, {speed}, {left} left")
+                speed = (seen(going) - first) / (now - start)
+                left = tqdm.format_interval((run.steps * sum(images.values()) - seen(going)) / speed)
+                done = min(of.done for of in going.values())
+                say(f"{label}: step {done}/{run.steps}, {loss}, {speed:.0f} images/s, {left} left")
                 last_line = now
-            count = max(1, math.ceil(SECONDS_PER_CALL / seconds_per_step))
-    seconds = progress.seconds + time.perf_counter() - start
-    totals = jax.device_get(totals)
-    if fault := find_fault(run.network, state, totals):
-        good = checkpoints.saved_steps(run.workdir)
-        where = f"step {good[-1]} in {run.workdir}" if good else "none yet"
-        raise DivergedError(f"{label}, step {state.step}: {fault}; last good checkpoint: {where}")
-    if round.step is not train_step:
-        return state, Progress(None, progress.metrics, seconds)
-    return state, Progress(
-        None, reports.flat_metrics(jax.tree.map(lambda total: total / steps, totals), "train_"), seconds
-    )
+
+        yield tell
 
 
-def save_and_stop(run: Run, state: TrainState, progress: Progress, where: str) -> None:
-    """Save the state within a round and raise StoppedError."""
-    within = Checkpoint(jax.device_get(state), -math.inf, progress._asdict())
+def save_and_stop(run: Run, standing: Standing, where: str) -> None:
+    """Save where a run is within a round and raise StoppedError."""
 
     def save():
         check_claim(run)
-        checkpoints.save(run.workdir, within)
+        checkpoints.save(run.workdir, checkpoint_of(run.config, standing))
 
     hosts.together(save, first_alone=True)
     signals = " and ".join(run.stops) or "a signal to another host"

@@ -8,12 +8,11 @@ import os
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, feeding, hosts, optimizers, reports, storage
-from jaxdtp.alignment import named_parameters, weight_alignment
+from jaxdtp import checkpoints, hosts, optimizers, reports, statistics, storage
+from jaxdtp.alignment import named_parameters
 from jaxdtp.build import (
     build_network,
     build_parallel,
@@ -25,23 +24,21 @@ from jaxdtp.build import (
 from jaxdtp.checkpoints import Checkpoint
 from jaxdtp.claim import check, claim, describe, remember
 from jaxdtp.compiled import kept_programs
-from jaxdtp.config import resolve
+from jaxdtp.config import of_seed, resolve, seeds_of
 from jaxdtp.console import say
-from jaxdtp.data import Data, Dataset, load, read
-from jaxdtp.feeding import Feed
+from jaxdtp.data import Data, Dataset, load_for_seeds
+from jaxdtp.groups import Group, groups_of, keys_of, place_by_seed, train_together, workers
 from jaxdtp.hosts import together
 from jaxdtp.learning.state import Settings, TrainState, init_state
-from jaxdtp.learning.step import Metrics
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
+from jaxdtp.measuring import evaluate, measure
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import Parallel, device_memory, make_mesh, replicate
+from jaxdtp.parallel import Parallel, device_memory, make_mesh
 from jaxdtp.places import place
-from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
-from jaxdtp.rounds import Progress, Run, check_claim, round_at, train_round
+from jaxdtp.rounds import Run, check_claim, round_at, train_round
 from jaxdtp.signals import stop_requests
+from jaxdtp.standing import Best, Standing, best_of, checkpoint_of, fresh, restore_best, standing_of
 from jaxdtp.trackers import Tracker, track
-
-EVALUATION_BATCH = 500
 
 
 def in_precision(run: Callable[..., reports.Record]) -> Callable:
@@ -78,7 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike, data: Dat
         data: instead of what `config.dataset.name` names, see `data.load`.
 
     Returns:
-        The content of summary.json, see `summarise`.
+        The content of summary.json, see `summarise`; of many seeds with what `statistics.over_seeds` gives.
 
     Raises:
         ConfigError: the configuration doesn't fit the data or the devices, or `workdir` belongs to another one or is in
@@ -112,79 +109,57 @@ def _train(
     after_epoch: Callable[[reports.Record], None],
     tested: bool,
 ) -> reports.Record | None:
-    dataset = together(lambda: load(config.dataset, config.seed, data))
-    steps = steps_in_epoch(config, dataset)
-    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
-    check_memory(config, network, device_memory())
+    datasets = together(lambda: load_for_seeds(config.dataset, seeds_of(config), data))
+    steps = steps_in_epoch(config, datasets[0])
+    network, states = start(config, datasets[0], steps)
     settings = build_settings(config, network, steps)
-    init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
-    fresh = Checkpoint(jax.device_get(init_state(network, settings, init_key)), -math.inf, Progress()._asdict())
-    settings = settings._replace(parallel=build_parallel(config, network, settings, fresh.state))
-    mesh, megabytes = settings.parallel.mesh, config.dataset.device_megabytes
-    image = dataset.train.images.shape[1:]
-    programs = programs_of(config, image, len(dataset.classes), settings.parallel)
-    numbers = numbers_of(config, steps, settings.parallel)
+    as_one = train_together(config, datasets, make_mesh())
+    settings = settings._replace(parallel=build_parallel(config, network, settings, states[0], as_one))
 
     with contextlib.ExitStack() as held:
         ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
-        checkpoint, records = resume(config, workdir, dataset, fresh)
-        sizes = " / ".join(str(len(split.rows)) for split in (dataset.train, dataset.validation, dataset.test))
-        source = config.dataset.name if data is None else "the data given"
-        say(f"{config.algorithm} on {source}: {sizes} training / validation / test images")
-        feed = feeding.open_feed(dataset.train, mesh, config.batch_size, megabytes)
-        kept = "streamed" if feed.window else "on the devices"
+        standing, records = resume(config, workdir, datasets[0], fresh(states))
+        say(*about(config, datasets, data))
+        groups = groups_of(config, datasets, steps, settings.parallel, together=as_one)
+        kept = "streamed" if groups[0].train.window else "on the devices"
         say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
-        validation = feeding.open_feed(dataset.validation, mesh, EVALUATION_BATCH, megabytes)
-        test = feeding.open_feed(dataset.test, mesh, EVALUATION_BATCH, megabytes)
-        fixed = (config, network, settings, programs, numbers, steps, feed, *jax.random.split(train_key), workdir)
         layers = frozenset()
         if settings.algorithm.paths == "layers":
-            layers = layer_parameters(network, fresh.state)
-            say(single_parameters(fresh.state, layers))
-        run = Run(*fixed, layers, stops=held.enter_context(stop_requests()), ours=ours)
+            layers = layer_parameters(network, states[0])
+            say(single_parameters(states[0], layers))
+        at_once = workers(groups, settings.parallel.mesh)
+        fixed = (config, network, settings, steps, groups, at_once, workdir, layers)
+        run = Run(*fixed, stops=held.enter_context(stop_requests()), ours=ours)
         tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
         for record in records:
             after_epoch(record)
 
-        state, progress = replicate(mesh, checkpoint.state), Progress(**checkpoint.progress)
-        done = int(checkpoint.state.step)
-        while (round := round_at(config, done // steps + 1)).epoch <= config.num_epochs:
-            state, progress = train_round(run, round, state, progress)
-            done = round.number * steps
+        while (round := round_at(config, standing.step // steps + 1)).epoch <= config.num_epochs:
+            standing = train_round(run, round, standing)
             if not round.last:
                 continue
-            record = {"epoch": round.epoch, "step": done, "seconds": progress.seconds}
-            record["images_per_second"] = steps * config.batch_size / progress.seconds
-            trained = [path.block.name for path in settings.paths] if settings.feedback else []
-            record |= learning_rates(config, trained, steps, round.epoch)
-            record |= progress.metrics
-            record |= measure(run, round.epoch, state, jax.random.fold_in(measure_key, round.epoch))
-            if len(validation.split.rows):
-                found = evaluate(programs, numbers, state, validation)
-                record |= reports.flat_metrics(found, "validation_")
+            standing, record = end_epoch(run, round.epoch, standing)
             records.append(record)
-            progress = Progress()
-            # Without validation data the last epoch is the best.
-            score = record.get("validation_top1", float(round.epoch))
-            ended = Checkpoint(jax.device_get(state), score, progress._asdict())
+            ended = checkpoint_of(config, standing)
             together(functools.partial(write_epoch, run, tracker, records, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
             after_epoch(record)
 
         if not tested:
             return None
-        summary = summarise(workdir, programs, numbers, fresh.state, test, records)
-        start = measure(run, 0, replicate(mesh, fresh.state), jax.random.fold_in(measure_key, 0))
-        together(lambda: write_summary(config, workdir, records, summary, start), first_alone=True)
-        together(lambda: tracker.finish(summary), first_alone=True)
+        summary = summarise(config, groups, best_by_seed(config, workdir, states), records)
+        begun = measured(run, 0, fresh(states))
+        begun = statistics.over_seeds(begun) if config.seeds else begun[config.seed]
+        together(lambda: write_summary(config, workdir, records, summary, begun), first_alone=True)
+        together(lambda: tracker.finish(reports.numbers(summary)), first_alone=True)
     return summary
 
 
 @resolved
 @in_precision
 def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) -> reports.Record:
-    """Evaluate the best checkpoint in `workdir` on the test data.
+    """Evaluate the best checkpoint in `workdir` on the test data; of many seeds the best epoch of each.
 
     Args:
         config, workdir, data: as in `train_and_evaluate`.
@@ -195,17 +170,36 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
     Raises:
         ConfigError: `workdir` holds no checkpoint, or belongs to another configuration.
     """
-    dataset = together(lambda: load(config.dataset, config.seed, data))
-    network = build_network(config, dataset.train.images.shape[1:], len(dataset.classes))
-    settings = build_settings(config, network, steps_in_epoch(config, dataset))
+    datasets = together(lambda: load_for_seeds(config.dataset, seeds_of(config), data))
+    steps = steps_in_epoch(config, datasets[0])
     together(lambda: check(workdir, config), first_alone=True)
-    like = jax.device_get(init_state(network, settings, jax.random.key(config.seed)))
+    _, states = start(config, datasets[0], steps)
     records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
-    parallel = Parallel(make_mesh())
-    programs = programs_of(config, dataset.train.images.shape[1:], len(dataset.classes), parallel)
-    numbers = numbers_of(config, steps_in_epoch(config, dataset), parallel)
-    test = feeding.open_feed(dataset.test, parallel.mesh, EVALUATION_BATCH, config.dataset.device_megabytes)
-    return summarise(workdir, programs, numbers, like, test, records)
+    as_one = train_together(config, datasets, make_mesh())
+    parallel = Parallel(make_mesh(seeds=len(states) if as_one else 1))
+    groups = groups_of(config, datasets, steps, parallel, together=as_one)
+    return summarise(config, groups, best_by_seed(config, workdir, states), records)
+
+
+def start(config: ConfigDict, dataset: Dataset, steps: int) -> tuple[Network, list[TrainState]]:
+    """The network of the first seed, and the state before the first step of each, on the host."""
+    image, classes = dataset.train.images.shape[1:], len(dataset.classes)
+    networks = [build_network(of_seed(config, seed), image, classes) for seed in seeds_of(config)]
+    check_memory(config, networks[0], device_memory())
+    states = [
+        jax.device_get(init_state(network, build_settings(of_seed(config, seed), network, steps), keys_of(seed).init))
+        for seed, network in zip(seeds_of(config), networks, strict=True)
+    ]
+    return networks[0], states
+
+
+def about(config: ConfigDict, datasets: list[Dataset], data: Data) -> list[str]:
+    """What is trained, on what, in lines."""
+    first = datasets[0]
+    sizes = " / ".join(str(len(split.rows)) for split in (first.train, first.validation, first.test))
+    source = config.dataset.name if data is None else "the data given"
+    lines = [f"{config.algorithm} on {source}: {sizes} training / validation / test images"]
+    return lines + ([f"seeds {', '.join(map(str, config.seeds))}"] if config.seeds else [])
 
 
 def devices(network: Network, settings: Settings) -> str:
@@ -228,14 +222,16 @@ def single_parameters(state: TrainState, layers: frozenset[str]) -> str:
 
 
 def resume(
-    config: ConfigDict, workdir: epath.Path, dataset: Dataset, fresh: Checkpoint
-) -> tuple[Checkpoint, list[reports.Record]]:
-    """The newest intact checkpoint, or `fresh` where there is none, and the records of the epochs before it."""
+    config: ConfigDict, workdir: epath.Path, dataset: Dataset, begun: Standing
+) -> tuple[Standing, list[reports.Record]]:
+    """Where the newest intact checkpoint is, or `begun` where there is none, and the records of the epochs before
+    it."""
+    like = checkpoint_of(config, begun)
 
     def read():
         checkpoints.tidy(workdir)
-        found = checkpoints.restore_newest(workdir, fresh.state) or fresh
-        records = reports.read_records(workdir, int(found.state.step))
+        found = checkpoints.restore_newest(workdir, like.state) or like
+        records = reports.read_records(workdir, standing_of(config, found).step)
         done = records[-1]["epoch"] if records else 0
         remember(workdir, config, done)
         describe(workdir, dataset)
@@ -245,38 +241,52 @@ def resume(
             checkpoints.take_score(workdir, int(found.state.step))
         return found, records
 
-    found, records = together(read, first_alone=True) or (fresh, [])
+    found, records = together(read, first_alone=True) or (like, [])
     progress, records = hosts.json_of_first([found.progress, records])
-    return Checkpoint(hosts.of_first(found.state), found.score, progress), records
+    found = Checkpoint(hosts.of_first(found.state), found.score, progress)
+    return standing_of(config, found), records
 
 
-def evaluate(programs: Programs, numbers: Numbers, state: TrainState, feed: Feed) -> Metrics:
-    """`epoch.evaluate`, averaged over all examples of a split."""
-    examples = len(feed.split.rows)
-    total = {}
-    for window in feeding.windows(feed, np.arange(examples)):
-        learned = (state.forward, state.model)
-        batch = (window.data, window.order, window.examples)
-        sums = programs.evaluate(numbers, feed.batch_size, *learned, *batch)
-        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
-    return {name: value / examples for name, value in total.items()}
+def end_epoch(run: Run, epoch: int, standing: Standing) -> tuple[Standing, reports.Record]:
+    """What is measured after an epoch."""
+    config, steps = run.config, run.steps
+    trained = [path.block.name for path in run.settings.paths] if run.settings.feedback else []
+    rates = learning_rates(config, trained, steps, epoch)
+    found = measured(run, epoch, standing, validate=True)
+    records = {}
+    for seed, metrics in zip(seeds_of(config), standing.metrics, strict=True):
+        if seed in found:
+            records[seed] = rates | metrics | found[seed]
+    # Without validation data the last epoch is the best.
+    scores = [
+        records[seed].get("validation_top1", float(epoch)) if seed in records else None for seed in seeds_of(config)
+    ]
+    done = {"epoch": epoch, "step": standing.step, "seconds": standing.seconds}
+    done["images_per_second"] = len(records) * steps * config.batch_size / standing.seconds
+    record = done | (statistics.over_seeds(records) if config.seeds else records[config.seed])
+    if any(standing.faults):
+        given_up = zip(config.seeds, standing.faults, strict=True)
+        record["diverged"] = {str(seed): fault for seed, fault in given_up if fault}
+    standing = standing._replace(scores=scores, metrics=[None] * len(scores), seconds=0.0)
+    kept = epoch % config.checkpoint_every_epochs == 0
+    return standing._replace(best=best_of(standing)) if kept else standing, record
 
 
-def measure(run: Run, number: int, state: TrainState, key: jax.Array) -> reports.Record:
-    """What is measured after epoch `number` on the weights alone and, in some epochs, on the first examples of the
-    training data."""
-    record, config, algorithm = {}, run.config, run.settings.algorithm
-    if algorithm.paths in ("consecutive", "layers"):
-        names = run.layers if algorithm.paths == "layers" else None
-        record |= reports.flat_metrics(weight_alignment(state.forward, state.feedback, names))
-    every = config.alignment.every_epochs
-    if every and number % every == 0 and algorithm.paths != "none":
-        first = read(run.feed.split, np.arange(config.batch_size))
-        batch, key = replicate(run.feed.mesh, (first, key))
-        matching = run.programs.measure_alignment(run.numbers, state, batch, key)
-        # Where a gradient is zero there is no angle to it.
-        record |= {name: value for name, value in reports.flat_metrics(matching).items() if math.isfinite(value)}
-    return record
+def measured(run: Run, epoch: int, standing: Standing, *, validate: bool = False) -> dict[int, reports.Record]:
+    """What `measure` finds and, if asked for, the metrics on validation data, by seed that goes on."""
+    seeds, found = seeds_of(run.config), {}
+    for group in run.groups:
+        going = [member for member in group.members if standing.faults[member] is None]
+        if not going:
+            continue
+        state = place_by_seed(group, [standing.states[member] for member in group.members])
+        records = measure(run.config, group, run.layers, epoch, state)
+        if validate and group.validation.examples:
+            metrics = evaluate(group, group.validation, state.forward, state.model, "validation_")
+            records = [record | more for record, more in zip(records, metrics, strict=True)]
+        of_group = dict(zip(group.members, records, strict=True))
+        found |= {seeds[member]: of_group[member] for member in going}
+    return found
 
 
 def write_epoch(run: Run, tracker: Tracker, records: list[reports.Record], ended: Checkpoint) -> None:
@@ -284,7 +294,7 @@ def write_epoch(run: Run, tracker: Tracker, records: list[reports.Record], ended
     check_claim(run)
     record = records[-1]
     reports.write_records(run.workdir, records)
-    tracker.log(record)
+    tracker.log(reports.numbers(record))
     if record["epoch"] % run.config.checkpoint_every_epochs == 0 or record["epoch"] == run.config.num_epochs:
         checkpoints.save(run.workdir, ended)
 
@@ -294,13 +304,13 @@ def write_summary(
     workdir: epath.Path,
     records: list[reports.Record],
     summary: reports.Record,
-    start: reports.Record,
+    begun: reports.Record,
 ) -> None:
     """summary.json and the figures, which begin with what was measured at the start."""
     from jaxdtp import plots  # imports Matplotlib
 
     storage.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plots.plot_run(workdir, records, f"{config.algorithm}, {config.network.name}, {config.dataset.name}", start)
+    plots.plot_run(workdir, records, f"{config.algorithm}, {config.network.name}, {config.dataset.name}", begun)
 
 
 def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: int) -> reports.Record:
@@ -313,31 +323,43 @@ def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: i
     }
 
 
+def best_by_seed(config: ConfigDict, workdir: epath.Path, states: list[TrainState]) -> list[Best]:
+    """`standing.restore_best`, on all hosts."""
+    found = together(lambda: restore_best(workdir, config, states), first_alone=True)
+    found = found or fresh(states).best
+    scores = hosts.json_of_first([best[:2] for best in found])
+    arrays = hosts.of_first([best.learned for best in found])
+    return [Best(*score, learned) for score, learned in zip(scores, arrays, strict=True)]
+
+
 def summarise(
-    workdir: epath.Path,
-    programs: Programs,
-    numbers: Numbers,
-    like: TrainState,
-    test: Feed,
-    records: list[reports.Record],
+    config: ConfigDict, groups: tuple[Group, ...], best: list[Best], records: list[reports.Record]
 ) -> reports.Record:
-    """Test metrics of the best checkpoint, and the cost of the run.
+    """Test metrics of the best epoch, and the cost of the run.
+
+    Args:
+        config: as from `config.resolve`.
+        groups: of the seeds.
+        best: by seed.
+        records: of the epochs.
 
     Returns:
         'test_accuracy' (share, 0 to 1), 'test_loss' (nats), 'test_top5' (above 10 classes), 'best_epoch', 'epochs',
-        'seconds' (of training) and 'images_per_second'.
+        'seconds' (of training) and 'images_per_second'. Of many seeds the first four as `statistics.over_seeds` gives
+        them, and 'diverged', why seeds that aren't among these have been given up.
     """
-    best = together(lambda: checkpoints.restore_best(workdir, like).state, first_alone=True)
-    best = hosts.of_first(best or like)
-    metrics = evaluate(programs, numbers, replicate(test.mesh, best), test)
-    metrics = reports.flat_metrics(metrics, "test_")
-    metrics["test_accuracy"] = metrics.pop("test_top1")
+    diverged = records[-1].get("diverged", {}) if records else {}
+    epochs = {record["step"]: record["epoch"] for record in records}
+    found, seeds = {}, seeds_of(config)
+    for group in groups:
+        learned = place_by_seed(group, [best[member].learned for member in group.members])
+        for member, metrics in zip(group.members, evaluate(group, group.test, *learned, "test_"), strict=True):
+            metrics["test_accuracy"] = metrics.pop("test_top1")
+            found[seeds[member]] = metrics | {"best_epoch": epochs.get(best[member].step, 0)}
     seconds = sum(record["seconds"] for record in records)
     images = sum(record["seconds"] * record["images_per_second"] for record in records)
-    (best_epoch,) = [record["epoch"] for record in records if record["step"] == best.step] or [0]
-    return metrics | {
-        "best_epoch": best_epoch,
-        "epochs": len(records),
-        "seconds": seconds,
-        "images_per_second": images / seconds,
-    }
+    cost = {"epochs": len(records), "seconds": seconds, "images_per_second": images / seconds}
+    if not config.seeds:
+        return found[config.seed] | cost
+    ended = {seed: metrics for seed, metrics in found.items() if str(seed) not in diverged}
+    return statistics.over_seeds(ended) | cost | ({"diverged": diverged} if diverged else {})

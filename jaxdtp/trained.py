@@ -10,15 +10,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdtp import checkpoints, storage
+from jaxdtp import storage
 from jaxdtp.build import build_network, build_preprocessing, build_settings
 from jaxdtp.claim import described, stored_config
-from jaxdtp.config import ConfigError, resolve
+from jaxdtp.config import ConfigError, resolve, seeds_of
 from jaxdtp.epoch import Preprocessing, normalise
 from jaxdtp.learning.state import init_state
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 from jaxdtp.places import place
+from jaxdtp.standing import restore_best
 
 
 class Trained(NamedTuple):
@@ -44,30 +45,38 @@ class Trained(NamedTuple):
     predict: Callable[[Any], jax.Array]
 
 
-def load(workdir: str | Path, step: int | None = None) -> Trained:
+def load(workdir: str | Path, step: int | None = None, seed: int | None = None) -> Trained:
     """What the run in a directory has trained.
 
     Args:
         workdir: of the run.
         step: of a checkpoint that it has kept; None: of the best one.
+        seed: which one of a run with many, of which there is the best epoch alone.
 
     Raises:
-        ConfigError: there is no run in `workdir`, or no such checkpoint.
+        ConfigError: there is no run in `workdir`, no such checkpoint, or no such seed.
     """
     workdir = place(str(workdir), "workdir")
     config = resolve(stored_config(workdir))
+    seeds = seeds_of(config)
+    if seed not in seeds and (config.seeds or seed is not None):
+        raise ConfigError(f"seed: got {seed}; allowed: one of {', '.join(map(str, seeds))}, of the run in {workdir}")
+    if config.seeds and step is not None:
+        raise ConfigError(f"step: got {step}; allowed: None, a run with many seeds keeps the best epoch of each")
     image_shape, dtype, classes, *_ = described(workdir)
     with jax.enable_x64(config.float64):
         network = build_network(config, image_shape, len(classes))
         settings = build_settings(config, network, steps_per_epoch=1)  # which only the learning rates depend on
-        like = jax.eval_shape(lambda key: init_state(network, settings, key), jax.random.key(0))
-        found = checkpoints.restore_best(workdir, like, step)
-    state, preprocessing = found.state, build_preprocessing(config)
-    bound = networks.bind(network, state.model)
+        shapes = jax.eval_shape(lambda key: init_state(network, settings, key), jax.random.key(0))
+        like = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), shapes)
+        found = restore_best(workdir, config, [like] * len(seeds), step)
+    _, step, (params, model) = found[seeds.index(seed) if config.seeds else 0]
+    preprocessing = build_preprocessing(config)
+    bound = networks.bind(network, model)
 
     @jax.jit
     def logits(images: jax.Array) -> jax.Array:
-        return networks.logits(bound, state.forward, normalise(preprocessing, images))
+        return networks.logits(bound, params, normalise(preprocessing, images))
 
     def predict(images: Any) -> jax.Array:
         images = np.asarray(images)
@@ -79,7 +88,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
         with jax.enable_x64(config.float64), jax.default_matmul_precision(config.matmul_precision):
             return logits(images)
 
-    return Trained(int(state.step), network, state.forward, state.model, preprocessing, classes, predict)
+    return Trained(step, network, params, model, preprocessing, classes, predict)
 
 
 def export(trained: Trained, path: str | Path) -> epath.Path:

@@ -2,6 +2,7 @@
 own arrays and sources; decoded once and, where they lie on disk, cached."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,11 @@ def load(config: ConfigDict, seed: int, data: Data = None) -> Dataset:
         ConfigError: the data set isn't there, is damaged, has no images with labels, or does not fit `dataset.mean` and
             `dataset.std`; or the cache can't be written.
     """
+    return load_for_seeds(config, (seed,), data)[0]
+
+
+def load_for_seeds(config: ConfigDict, seeds: Sequence[int], data: Data = None) -> list[Dataset]:
+    """As `load`, by seed: they share the stored examples, and differ in which of them their splits take."""
     found = find(config, data)
     wanted = {
         "train": config.train_split or "train",
@@ -116,9 +122,13 @@ def load(config: ConfigDict, seed: int, data: Data = None) -> Dataset:
             )
     if "test" not in splits:
         train, splits["test"] = _divided(train, np.random.default_rng(0), 1 / TEST_SHARE)
-    if "validation" not in splits:
-        train, splits["validation"] = _divided(train, np.random.default_rng(seed), config.validation_fraction)
-    return Dataset(train, splits["validation"], splits["test"], classes)
+
+    def divided(seed: int) -> Dataset:
+        own = (train, splits["validation"]) if "validation" in splits else None
+        own = own or _divided(train, np.random.default_rng(seed), config.validation_fraction)
+        return Dataset(*own, splits["test"], classes)
+
+    return [divided(seed) for seed in seeds]
 
 
 def others(found: Found, rows: np.ndarray, splits: list[str]) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""What is measured of a group of seeds: on validation or test data, and of alignment."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdtp import feeding, reports
+from jaxdtp.alignment import weight_alignment
+from jaxdtp.data import read
+from jaxdtp.feeding import Feed
+from jaxdtp.groups import Group, by_seed, place_by_seed
+from jaxdtp.learning.algorithms import ALGORITHMS
+from jaxdtp.learning.state import TrainState
+from jaxdtp.models.networks import NetworkParameters, NetworkState
+
+
+def evaluate(
+    group: Group, feed: Feed, params: NetworkParameters, model: NetworkState, prefix: str
+) -> list[reports.Record]:
+    """`epoch.evaluate`, averaged over all examples of a split, by seed.
+
+    Args:
+        group: of the seeds.
+        feed: of their splits.
+        params, model: forward parameters and state by block name, on the devices.
+        prefix: of the names.
+    """
+    order = np.broadcast_to(np.arange(feed.examples), feed.rows.shape)
+    total = {}
+    for window in feeding.windows(feed, order):
+        batch = (window.data, window.order, window.examples)
+        sums = group.programs.evaluate(group.numbers, feed.batch_size, params, model, *batch)
+        total = {name: total.get(name, 0.0) + np.asarray(value, float) for name, value in sums.items()}
+    means = {name: value / feed.examples for name, value in total.items()}
+    return [reports.flat_metrics(of_seed, prefix) for of_seed in by_seed(group, means)]
+
+
+def measure(
+    config: ConfigDict, group: Group, layers: frozenset[str], epoch: int, state: TrainState
+) -> list[reports.Record]:
+    """What is measured after an epoch on the weights alone and, in some epochs, on the first examples of the training
+    data, by seed.
+
+    Args:
+        config: as from `config.resolve`.
+        group: of the seeds.
+        layers: names of the parameters that have a feedback weight beside them.
+        epoch: its number; 0: before the first one.
+        state: on the devices.
+    """
+    records, paths = [{} for _ in group.members], ALGORITHMS[config.algorithm].paths
+    if paths in ("consecutive", "layers"):
+        align = functools.partial(weight_alignment, names=layers if paths == "layers" else None)
+        align = jax.vmap(align) if group.together else align
+        for record, found in zip(records, by_seed(group, align(state.forward, state.feedback)), strict=True):
+            record |= reports.flat_metrics(found)
+    every = config.alignment.every_epochs
+    if every and epoch % every == 0 and paths != "none":
+        first = [read(split, np.arange(config.batch_size)) for split in group.train.splits]
+        keys = [jax.random.fold_in(keys.measure, epoch) for keys in group.keys]
+        matching = group.programs.measure_alignment(
+            group.numbers, state, *(place_by_seed(group, values) for values in (first, keys))
+        )
+        for record, found in zip(records, by_seed(group, matching), strict=True):
+            # Where a gradient is zero there is no angle to it.
+            record |= {name: value for name, value in reports.flat_metrics(found).items() if math.isfinite(value)}
+    return records
