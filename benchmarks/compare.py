@@ -3,9 +3,9 @@
     python -m benchmarks.compare --dataset=digits --network=mlp --seeds=5
     python -m benchmarks.compare --rules=bp,ddtp_linear --dataset=mnist --network=mlp --epochs=2 --data_dir=DIR
 
-Runs configs/DATASET_NETWORK.py with every rule and seed, each run in a directory of its own below --workdir. The same
-command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json, .md and .png; rows
-of other rules, with the same number of epochs, are kept.
+Runs configs/DATASET_NETWORK.py with every rule, all seeds in one run, each rule in a directory of its own below
+--workdir. The same command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json,
+.md and .png; rows of other rules, with the same number of epochs, are kept.
 """
 
 import argparse
@@ -29,13 +29,14 @@ from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.plots import style
 from jaxdtp.reports import of_blocks
 from jaxdtp.rounds import DivergedError
+from jaxdtp.statistics import welch
 from jaxdtp.train import train_and_evaluate
 
 DIVERGED = "diverged.txt"
 
 
-def configuration(arguments: argparse.Namespace, rule: str, seed: int) -> ConfigDict:
-    """The resolved configuration of one run; angles are measured after every epoch."""
+def configuration(arguments: argparse.Namespace, rule: str) -> ConfigDict:
+    """The resolved configuration of one rule's run; angles are measured after every epoch."""
     name = f"{arguments.dataset}_{arguments.network}"
     try:
         config = importlib.import_module(f"configs.{name}").get_config()
@@ -43,7 +44,7 @@ def configuration(arguments: argparse.Namespace, rule: str, seed: int) -> Config
         raise ConfigError(
             f"--dataset, --network: there is no configs/{name}.py; allowed: the names of a file there"
         ) from error
-    config.algorithm, config.seed = rule, seed
+    config.algorithm, config.seeds = rule, arguments.seeds
     config.dataset.data_dir = arguments.data_dir
     config.alignment.every_epochs = 1
     config.alignment.gauss_newton = True
@@ -53,7 +54,7 @@ def configuration(arguments: argparse.Namespace, rule: str, seed: int) -> Config
 
 
 def run(config: ConfigDict, workdir: Path) -> dict | None:
-    """A finished run's epochs and summary, trained first if need be; None if it diverged."""
+    """A finished run's epochs and summary, trained first if need be; None if all of its seeds diverged."""
     summary, diverged = workdir / "summary.json", workdir / DIVERGED
     if diverged.exists():
         return None
@@ -69,22 +70,21 @@ def run(config: ConfigDict, workdir: Path) -> dict | None:
 
 def seconds_per_step(arguments: argparse.Namespace, rules: list[str]) -> dict[str, float]:
     """Median seconds of a training step by rule, all measured in turn, on random images of the data's shape."""
-    config = configuration(arguments, "bp", 0)
+    config = configuration(arguments, "bp")
     shape = data.load(config.dataset, config.seed).train.images.shape[1:]
     with jax.enable_x64(config.float64):
         steps = {
-            rule: jaxdtp_step(configuration(arguments, rule, 0), rule, shape).run
-            for rule in dict.fromkeys(("bp", *rules))
+            rule: jaxdtp_step(configuration(arguments, rule), rule, shape).run for rule in dict.fromkeys(("bp", *rules))
         }
         times = interleaved(steps, repeats=5, seconds=0.2)
     return {rule: float(np.median(of_rule)) for rule, of_rule in times.items()}
 
 
-def row(rule: str, results: list[dict | None], seconds: dict[str, float], batch_size: int) -> dict:
+def row(rule: str, config: ConfigDict, result: dict | None, seconds: dict[str, float]) -> dict:
     """What the table says of one rule; angles are medians over hidden blocks, epochs and seeds."""
-    finished = [result for result in results if result]
-    accuracies = [100 * result["summary"]["test_accuracy"] for result in finished]
-    epochs = [epoch for result in finished for epoch in result["epochs"]]
+    seeds = result["summary"]["seeds"] if result else {}
+    accuracies = [100 * metrics["test_accuracy"] for metrics in seeds.values()]
+    epochs = [of_seed for epoch in result["epochs"] for of_seed in epoch["seeds"].values()] if result else []
 
     def median_angle(metric: str) -> float | None:
         # Without the output block, whose target and update are exact whatever the feedback.
@@ -95,33 +95,36 @@ def row(rule: str, results: list[dict | None], seconds: dict[str, float], batch_
     return {
         "rule": rule,
         "test_accuracies": accuracies,
-        "diverged": len(results) - len(finished),
-        "images_per_second": batch_size / seconds[rule],
+        "diverged": len(config.seeds) - len(accuracies),
+        "images_per_second": config.batch_size / seconds[rule],
         "times_bp": seconds[rule] / seconds["bp"],
         "update_angle": median_angle("update_angle"),
         "gauss_newton_angle": median_angle("gauss_newton_angle"),
-        "train_seconds": float(np.median([result["summary"]["seconds"] for result in finished])) if finished else None,
+        "train_seconds": result["summary"]["seconds"] / len(config.seeds) if result else None,
     }
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown."""
+    """The rows in Markdown; whether a rule's accuracy differs from BP's by `statistics.welch`."""
     lines = [
-        "| rule | test accuracy, mean ± std over seeds (%) | images/s | times BP | angle to BP (°) | "
-        "angle to Gauss-Newton (°) |",
-        "|---|---|---|---|---|---|",
+        "| rule | test accuracy, mean ± std over seeds (%) | differs from BP, p (Welch) | images/s | times BP "
+        "| angle to BP (°) | angle to Gauss-Newton (°) |",
+        "|---|---|---|---|---|---|---|",
     ]
+    of_bp = next((of_rule["test_accuracies"] for of_rule in rows if of_rule["rule"] == "bp"), [])
     for of_rule in rows:
         accuracies = of_rule["test_accuracies"]
         spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
         accuracy = f"{np.mean(accuracies):.2f}{spread}" if accuracies else "-"
+        probability = None if of_rule["rule"] == "bp" else welch(accuracies, of_bp)
+        differs = "-" if probability is None else f"{probability:.2g}"
         diverged = f" ({of_rule['diverged']} of {of_rule['diverged'] + len(accuracies)} diverged)"
         angles = [
             "-" if of_rule[angle] is None else f"{of_rule[angle]:.1f}"
             for angle in ("update_angle", "gauss_newton_angle")
         ]
         lines.append(
-            f"| `{of_rule['rule']}` | {accuracy}{diverged if of_rule['diverged'] else ''} "
+            f"| `{of_rule['rule']}` | {accuracy}{diverged if of_rule['diverged'] else ''} | {differs} "
             f"| {of_rule['images_per_second']:.0f} | {of_rule['times_bp']:.2f} | {' | '.join(angles)} |"
         )
     return "\n".join(lines)
@@ -177,23 +180,19 @@ def main() -> None:
     arguments = parse_arguments()
     name = f"{arguments.dataset}_{arguments.network}"
     try:
-        configs = {
-            (rule, seed): configuration(arguments, rule, seed)
-            for rule in arguments.rules
-            for seed in range(arguments.seeds)
+        configs = {rule: configuration(arguments, rule) for rule in arguments.rules}
+        results = {
+            rule: run(config, arguments.workdir / f"{name}-{config.num_epochs}" / f"{rule}-{arguments.seeds}")
+            for rule, config in configs.items()
         }
-        results = {}
-        for (rule, seed), config in configs.items():
-            workdir = arguments.workdir / f"{name}-{config.num_epochs}" / f"{rule}-seed{seed}"
-            results.setdefault(rule, []).append(run(config, workdir))
     except ConfigError as error:
         sys.exit(f"benchmarks.compare: {error}")
     seconds = seconds_per_step(arguments, arguments.rules)
-    batch_size, epochs = config.batch_size, config.num_epochs
+    (epochs,) = {config.num_epochs for config in configs.values()}
     command = " ".join(["python -m benchmarks.compare", *(arg for arg in sys.argv[1:] if "workdir" not in arg)])
     command = command.replace(f"--data_dir={arguments.data_dir}", "--data_dir=DIR") if arguments.data_dir else command
     here = origin(command)
-    rows = {rule: row(rule, of_rule, seconds, batch_size) | here for rule, of_rule in results.items()}
+    rows = {rule: row(rule, configs[rule], result, seconds) | here for rule, result in results.items()}
     path = RESULTS / f"compare_{name}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("epochs") == epochs:

@@ -3,7 +3,7 @@
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import hosts, reports, storage
+from jaxdtp import hosts, reports, statistics, storage
 from jaxdtp.claim import check, remember, remembered
 from jaxdtp.console import say
 from jaxdtp.rounds import DivergedError
@@ -36,23 +36,24 @@ def prepare(workdir: epath.Path, configs: Configs) -> None:
     hosts.together(write, first_alone=True)
 
 
-def train(workdir: epath.Path, own: str, accuracy: float, configs: Configs) -> None:
+def train(workdir: epath.Path, own: str, summary: reports.Record, configs: Configs) -> None:
     """Train by the other rules, one after the other, then draw all of them in plots/beside.png.
 
     Args:
         workdir: of the finished run by the rule `own`.
         own: its name.
-        accuracy: of it, on the test data.
+        summary: of it.
         configs: as from `prepare`. One that diverges is told, and the others go on.
     """
-    accuracies = {own: accuracy}
+    summaries = {own: summary}
     for rule, config in configs.items():
         say("")
         try:
-            accuracies[rule] = train_and_evaluate(config, directory(workdir, rule))["test_accuracy"]
+            summaries[rule] = train_and_evaluate(config, directory(workdir, rule))
         except DivergedError as error:
             say(f"{rule}: {error}")
-    say("", *(f"  {rule:<14} test accuracy {accuracy:>10.2%}" for rule, accuracy in accuracies.items()))
+    say("", *(f"  {rule:<14} test accuracy {reports.accuracy_in_words(of):>10}" for rule, of in summaries.items()))
+    say(*(line for rule, of in summaries.items() if rule != own for line in comparison(rule, of, own, summary)))
 
     def draw():
         from jaxdtp import plots  # imports Matplotlib
@@ -61,3 +62,12 @@ def train(workdir: epath.Path, own: str, accuracy: float, configs: Configs) -> N
         plots.plot_beside(workdir, {rule: reports.read_records(path) for rule, path in workdirs.items()})
 
     hosts.together(draw, first_alone=True)
+
+
+def comparison(rule: str, summary: reports.Record, own: str, its_summary: reports.Record) -> list[str]:
+    """Whether two rules differ over seeds, in a line; none of single seeds."""
+    accuracies = [
+        [metrics["test_accuracy"] for metrics in of.get("seeds", {}).values()] for of in (summary, its_summary)
+    ]
+    found = statistics.welch(*accuracies)
+    return [] if found is None else [f"  {rule} differs from {own}: p = {found:.2g} (Welch's t-test over seeds)"]

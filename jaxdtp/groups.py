@@ -77,18 +77,19 @@ def train_together(config: ConfigDict, datasets: Sequence[Dataset], mesh: Mesh) 
         mesh: of all devices.
 
     Raises:
-        ConfigError: it is asked for, of data that are streamed.
+        ConfigError: it is asked for, of data that are streamed, or with groups of devices for feedback.
     """
     if not config.seeds or config.parallel.seeds == "in_turn":
         return False
-    megabytes = config.dataset.device_megabytes
-    fit = feeding.fit([dataset.train for dataset in datasets], mesh, megabytes)
-    if config.parallel.seeds == "together" and not fit:
-        raise ConfigError(
-            "config.parallel.seeds: got 'together'; allowed: auto, in_turn, as the training data don't fit into "
-            f"config.dataset.device_megabytes={megabytes:g}"
-        )
-    return fit and (config.parallel.seeds == "together" or jax.default_backend() != "cpu")
+    megabytes, groups = config.dataset.device_megabytes, config.parallel.layer_groups
+    reason = ""
+    if not feeding.fit([dataset.train for dataset in datasets], mesh, megabytes):
+        reason = f"as the training data don't fit into config.dataset.device_megabytes={megabytes:g}"
+    elif groups > 1:
+        reason = f"with config.parallel.layer_groups={groups}"
+    if config.parallel.seeds == "together" and reason:
+        raise ConfigError(f"config.parallel.seeds: got 'together'; allowed: auto, in_turn, {reason}")
+    return not reason and (config.parallel.seeds == "together" or jax.default_backend() != "cpu")
 
 
 def groups_of(

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
             summary = train_and_evaluate(arguments.config, workdir)
             say(summary_table(summary))
             if arguments.beside:
-                beside.train(workdir, arguments.config.algorithm, summary["test_accuracy"], arguments.beside)
+                beside.train(workdir, arguments.config.algorithm, summary, arguments.beside)
 
     return exit_code(run)
 

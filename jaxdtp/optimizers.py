@@ -76,5 +76,6 @@ def schedule(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
         steps_per_epoch: training steps in one epoch.
     """
     by_epoch = SCHEDULES[forward.schedule](forward)
-    warmup = jnp.maximum(1, forward.warmup_steps)
+    # A quotient of two int32 would be a float32, in float64 too.
+    warmup = jnp.maximum(1.0, jnp.asarray(forward.warmup_steps, float))
     return lambda count: by_epoch(count // steps_per_epoch) * jnp.minimum(1.0, (count + 1) / warmup)

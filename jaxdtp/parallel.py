@@ -41,7 +41,7 @@ def make_mesh(groups: int = 1, seeds: int = 1) -> Mesh:
     """All devices of all hosts, [devices / groups, groups] along `AXES`.
 
     Args:
-        groups: along 'layer'.
+        groups: along 'layer', for one seed.
         seeds: that train together. As many as can be are divided: where some number divides both these and the devices,
             the largest one is the size of an axis `SEEDS`, and the rest goes along 'data'.
 

@@ -48,7 +48,7 @@ def plot_run(workdir: epath.Path, records: list[Record], title: str, start: Reco
     for name, figure in figures.items():
         if figure is None:
             continue
-        paths.append(_finish(figure, directory / f"{name}.png", title))
+        paths.append(_finish(figure, directory / f"{name}.png", over_seeds(title, records)))
     return paths
 
 
@@ -76,9 +76,15 @@ def plot_beside(workdir: epath.Path, records: dict[str, list[Record]]) -> epath.
     figure, axes = _new_figure(f"{split} accuracy (%)")
     key = "validation_top1" if held_out else "train_top1"
     for index, (rule, of_rule) in enumerate(records.items()):
-        values = [100 * record[key] for record in of_rule]
-        axes.plot(_epochs(of_rule), values, "o-", color=_COLOURS[index % 10], markersize=3, linewidth=1, label=rule)
-    return _finish(figure, workdir / "plots" / "beside.png", "by the rules beside each other")
+        curve(axes, of_rule, key, 100, "o-", color=_COLOURS[index % 10], markersize=3, linewidth=1, label=rule)
+    title = over_seeds("by the rules beside each other", next(iter(records.values())))
+    return _finish(figure, workdir / "plots" / "beside.png", title)
+
+
+def over_seeds(title: str, records: list[Record]) -> str:
+    """A figure's title, which says what its bands are where there are any."""
+    seeds = max((len(record.get("seeds", {})) for record in records), default=0)
+    return f"{title}\nmean over {seeds} seeds; bands: one standard deviation" if seeds > 1 else title
 
 
 def style(axes) -> None:
@@ -93,9 +99,21 @@ def _splits(records: list[Record], metric: str, label: str, scale: float):
     for index, split in enumerate(("train", "validation")):
         key = f"{split}_{metric}"
         if key in records[0]:
-            values = [scale * record[key] for record in records]
-            axes.plot(_epochs(records), values, "o-", color=_COLOURS[index], markersize=4, label=split)
+            curve(axes, records, key, scale, "o-", color=_COLOURS[index], markersize=4, label=split)
     return figure
+
+
+def curve(axes, records: list[Record], key: str, scale: float, *style, color, **more) -> None:
+    """One metric over epochs; of many seeds the mean, with a band of one standard deviation to both sides."""
+    epochs = [record["epoch"] for record in records]
+    means = [scale * record.get(key, math.nan) for record in records]
+    axes.plot(epochs, means, *style, color=color, **more)
+    spreads = [scale * record.get("std", {}).get(key, math.nan) for record in records]
+    if not all(map(math.isnan, spreads)):
+        low, high = zip(
+            *((mean - spread, mean + spread) for mean, spread in zip(means, spreads, strict=True)), strict=True
+        )
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def _blocks(records: list[Record], metric: str, label: str):
@@ -107,16 +125,16 @@ def _blocks(records: list[Record], metric: str, label: str):
     names = list(dict.fromkeys(name for record in records for name in of_blocks(record, metric)))
     blocks = list(of_blocks(records[-1], "activation"))
     for index, name in enumerate(names):
-        values = [record.get(f"{metric}/{name}", math.nan) for record in records]
+        key = f"{metric}/{name}"
         if len(names) > MANY:
             # Of so many only the order can be seen: from the input, dark, to the output; a few are named.
             colour = colormaps["viridis"](index / (len(names) - 1))
             named = name if index % -(-len(names) // MANY) == 0 else None
-            axes.plot(_epochs(records), values, "-", color=colour, linewidth=1, label=named)
+            curve(axes, records, key, 1, "-", color=colour, linewidth=1, label=named)
         else:
             # A block has the same colour in every figure, also where others are missing.
             colour = _COLOURS[(blocks.index(name) if name in blocks else index) % 10]
-            axes.plot(_epochs(records), values, "o-", color=colour, markersize=4, label=name)
+            curve(axes, records, key, 1, "o-", color=colour, markersize=4, label=name)
     if metric.endswith("angle"):
         axes.set_ylim(bottom=0)
     return figure
@@ -127,7 +145,3 @@ def _new_figure(label: str):
     axes = figure.subplots()
     axes.set_ylabel(label)
     return figure, axes
-
-
-def _epochs(records: list[Record]) -> list[int]:
-    return [record["epoch"] for record in records]

@@ -108,9 +108,8 @@ def write_records(workdir: epath.Path, records: list[Record]) -> None:
 
 def summary_table(summary: Record) -> str:
     """The closing table."""
-    accuracy, spread = summary["test_accuracy"], summary.get("std", {}).get("test_accuracy")
     rows = {
-        "test accuracy": f"{accuracy:.2%}" + (f" ± {spread:.2%}" if spread is not None else ""),
+        "test accuracy": accuracy_in_words(summary),
         "test loss": f"{summary['test_loss']:.4f}",
         "best epoch": f"{summary['best_epoch']:g}",
         "training time": f"{summary['seconds']:.1f} s",
@@ -118,11 +117,17 @@ def summary_table(summary: Record) -> str:
     }
     if "test_top5" in summary:
         rows["test top-5"] = f"{summary['test_top5']:.2%}"
-    if spread is not None:
-        half = summary["ci95"]["test_accuracy"]
+    if "test_accuracy" in summary.get("ci95", {}):
+        accuracy, half = summary["test_accuracy"], summary["ci95"]["test_accuracy"]
         rows["95 % interval"] = f"{accuracy - half:.2%} to {accuracy + half:.2%}"
     for seed, metrics in summary.get("seeds", {}).items():
         rows[f"seed {seed}"] = f"{metrics['test_accuracy']:.2%}"
     rows |= {f"seed {seed}": f"diverged: {why}" for seed, why in summary.get("diverged", {}).items()}
     width = max(len(value) for value in rows.values())
     return "\n".join(f"  {name:<14} {value:>{width}}" for name, value in rows.items())
+
+
+def accuracy_in_words(summary: Record) -> str:
+    """A run's test accuracy, of many seeds the mean and the standard deviation."""
+    spread = summary.get("std", {}).get("test_accuracy")
+    return f"{summary['test_accuracy']:.2%}" + (f" ± {spread:.2%}" if spread is not None else "")

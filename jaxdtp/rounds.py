@@ -256,8 +256,9 @@ def progress_bar(run: Run, label: str, going: dict[int, Going]) -> Iterator[Call
 
         def tell(going: dict[int, Going]) -> None:
             nonlocal last_line
-            losses = [np.asarray(jax.device_get(of.totals["loss"])) / of.done for of in going.values() if of.done]
-            loss = f"loss {np.nanmean(np.concatenate([np.ravel(of_group) for of_group in losses])):.4f}"
+            losses = [np.ravel(jax.device_get(of.totals["loss"])) / of.done for of in going.values() if of.done]
+            losses = np.concatenate(losses)
+            loss = f"loss {np.mean(losses[np.isfinite(losses)] if np.isfinite(losses).any() else losses):.4f}"
             bar.update(seen(going) - bar.n)
             bar.set_postfix_str(loss)
             now = time.perf_counter()

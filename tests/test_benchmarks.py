@@ -102,12 +102,12 @@ def test_scaling_describes_steps_of_every_size():
 def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "RESULTS", tmp_path)
     rules = "--rules=bp,dfa"
-    command = ["compare", rules, "--seeds=1", "--epochs=1", f"--workdir={tmp_path / 'runs'}"]
+    command = ["compare", rules, "--seeds=2", "--epochs=1", f"--workdir={tmp_path / 'runs'}"]
     monkeypatch.setattr("sys.argv", command)
     compare.main()
     result = json.loads((tmp_path / "compare_digits_mlp.json").read_text())
     assert [row["rule"] for row in result["rows"]] == ["dfa", "bp"]
-    assert all(len(row["test_accuracies"]) == 1 and row["diverged"] == 0 for row in result["rows"])
+    assert all(len(row["test_accuracies"]) == 2 and row["diverged"] == 0 for row in result["rows"])
     assert result["rows"][1]["times_bp"] == 1.0
     assert 0 < result["rows"][0]["gauss_newton_angle"] < 180
     table = (tmp_path / "compare_digits_mlp.md").read_text()
@@ -115,16 +115,16 @@ def test_compare_writes_a_table_and_goes_on_where_it_stopped(tmp_path, monkeypat
     assert (tmp_path / "compare_digits_mlp.png").read_bytes().startswith(b"\x89PNG")
 
     # Finished runs are not trained again, and a run that diverged is counted.
-    (tmp_path / "runs" / "digits_mlp-1" / "dfa-seed0" / compare.DIVERGED).write_text("the weights became nan")
+    (tmp_path / "runs" / "digits_mlp-1" / "dfa-2" / compare.DIVERGED).write_text("the weights became nan")
     monkeypatch.setattr(compare, "train_and_evaluate", None)
     compare.main()
-    assert "(1 of 1 diverged)" in capsys.readouterr().out
+    assert "(2 of 2 diverged)" in capsys.readouterr().out
 
     # Rows of other rules stay.
     monkeypatch.setattr("sys.argv", ["compare", "--rules=bp", *command[2:]])
     compare.main()
     result = json.loads((tmp_path / "compare_digits_mlp.json").read_text())
-    assert [(row["rule"], row["diverged"]) for row in result["rows"]] == [("dfa", 1), ("bp", 0)]
+    assert [(row["rule"], row["diverged"]) for row in result["rows"]] == [("dfa", 2), ("bp", 0)]
 
 
 def test_compare_names_a_rule_that_is_not_there(monkeypatch, capsys):

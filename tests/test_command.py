@@ -134,7 +134,7 @@ def test_divergence_stops_with_the_block_and_exit_code_3(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.num_epoch=2"], "config.num_epoch: unknown key; allowed: seed, num_epochs, "),
+        (["--config.num_epoch=2"], "config.num_epoch: unknown key; allowed: seed, seeds, num_epochs, "),
         (["--config.feedback.sigma=2"], "config.feedback.sigma: unknown key; allowed: feedback.iterations"),
         (["--config.num_epochs=two"], "config.num_epochs: got 'two'; allowed: a whole number"),
         (["--config.feedback.iterations=1,2,3"], "config.feedback.iterations: got (1, 2, 3), 3 values"),

@@ -192,6 +192,8 @@ def try_one(
 
     def report(record: dict[str, Any]) -> None:
         nonlocal best
+        if "diverged" in record:
+            raise DivergedError("; ".join(f"seed {seed}: {why}" for seed, why in record["diverged"].items()))
         best = max(best, record["validation_top1"])
         trial.report(record["validation_top1"], record["epoch"])
         if trial.should_prune() and record["epoch"] < num_epochs:
