@@ -3,9 +3,10 @@
     python -m benchmarks.compare --dataset=digits --network=mlp --seeds=5
     python -m benchmarks.compare --rules=bp,ddtp_linear --dataset=mnist --network=mlp --epochs=2 --data_dir=DIR
 
-Runs configs/DATASET_NETWORK.py with every rule, all seeds in one run, each rule in a directory of its own below
---workdir. The same command again goes on where it was stopped. Writes benchmarks/results/compare_DATASET_NETWORK.json,
-.md and .png; rows of other rules, with the same number of epochs, are kept.
+Runs configs/DATASET_NETWORK.py (with --network=mlp:searched its variant `searched`) with every rule, all seeds in one
+run, each rule in a directory of its own below --workdir. The same command again goes on where it was stopped. Writes
+benchmarks/results/compare_DATASET_NETWORK.json, .md and .png; rows of other rules, with the same number of epochs, are
+kept.
 """
 
 import argparse
@@ -37,9 +38,9 @@ DIVERGED = "diverged.txt"
 
 def configuration(arguments: argparse.Namespace, rule: str) -> ConfigDict:
     """The resolved configuration of one rule's run; angles are measured after every epoch."""
-    name = f"{arguments.dataset}_{arguments.network}"
+    name, _, variant = f"{arguments.dataset}_{arguments.network}".partition(":")
     try:
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = importlib.import_module(f"configs.{name}").get_config(*([variant] if variant else []))
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"--dataset, --network: there is no configs/{name}.py; allowed: the names of a file there"
@@ -178,7 +179,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the grid, then write the table."""
     arguments = parse_arguments()
-    name = f"{arguments.dataset}_{arguments.network}"
+    source = f"{arguments.dataset}_{arguments.network}"
+    name = source.replace(":", "_")
     try:
         configs = {rule: configuration(arguments, rule) for rule in arguments.rules}
         results = {
@@ -198,10 +200,10 @@ def main() -> None:
     if kept.get("epochs") == epochs:
         rows = {of_rule["rule"]: of_rule for of_rule in kept["rows"]} | rows
     rows = [rows[rule] for rule in ALGORITHMS if rule in rows]
-    path.write_text(json.dumps({"config": f"configs/{name}.py", "epochs": epochs, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"config": f"configs/{source}", "epochs": epochs, "rows": rows}, indent=1) + "\n")
     commands = "\n".join(f"`{command}`  " for command in dict.fromkeys(of_rule["command"] for of_rule in rows))
     (RESULTS / f"compare_{name}.md").write_text(f"{commands}\n\n{table(rows)}\n")
-    title = f"configs/{name}.py, {epochs} epochs, {arguments.seeds} seeds, {jax.devices()[0].device_kind}"
+    title = f"configs/{source}, {epochs} epochs, {arguments.seeds} seeds, {jax.devices()[0].device_kind}"
     plot(rows, title).savefig(RESULTS / f"compare_{name}.png", dpi=160)
     print(table(rows))
 

@@ -1,7 +1,7 @@
-"""Keep a finished run as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND" [PLOT ...]`.
+"""Keep a finished run, or a search, as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND" [PLOT ...]`.
 
-Writes benchmarks/results/NAME.json with the run's summary, epochs, configuration, machine, versions, date and command,
-and copies those of its plots that are named (`accuracy`, ...) beside it as NAME-PLOT.png.
+Writes benchmarks/results/NAME.json with the run's summary, epochs and configuration, or a search's trials, and machine,
+versions, date and command, and copies those of its plots that are named (`accuracy`, ...) beside it as NAME-PLOT.png.
 """
 
 import datetime
@@ -20,12 +20,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(workdir: Path, name: str, command: str, plots: list[str]) -> Path:
-    """Write the result of the run in `workdir` and return its path."""
-    result = origin(command) | {
-        "summary": json.loads((workdir / "summary.json").read_text()),
-        "config": json.loads((workdir / "config.json").read_text()),
-        "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
-    }
+    """Write the result of the run or search in `workdir` and return its path."""
+    if (workdir / "trials.json").exists():
+        result = {"trials": json.loads((workdir / "trials.json").read_text())["trials"]}
+    else:
+        result = {
+            "summary": json.loads((workdir / "summary.json").read_text()),
+            "config": json.loads((workdir / "config.json").read_text()),
+            "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+        }
+    result = origin(command) | result
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

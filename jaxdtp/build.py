@@ -212,7 +212,7 @@ def build_feedback_training(config: ConfigDict, count: int) -> tuple[FeedbackTra
 
 
 def build_parallel(
-    config: ConfigDict, network: Network, settings: Settings, state: TrainState, together: bool = False
+    config: ConfigDict, network: Network, settings: Settings, state: TrainState, seeds: int = 1
 ) -> Parallel:
     """All devices of all hosts and, in several groups, who of them trains which feedback: balanced by seconds measured
     on the first host.
@@ -220,7 +220,7 @@ def build_parallel(
     Args:
         config, network, settings: of the run.
         state: on this host.
-        together: whether its seeds are divided among devices, too.
+        seeds: how many are divided among devices, too, as far as they can be.
 
     Raises:
         ConfigError: the devices, or the blocks with feedback to train, can't be divided into so many groups.
@@ -232,7 +232,7 @@ def build_parallel(
             f"{config.algorithm} trains"
         )
     try:
-        mesh = parallel.make_mesh(groups, len(config.seeds) if together else 1)
+        mesh = parallel.make_mesh(groups, seeds)
     except ValueError as error:
         raise ConfigError(f"config.parallel.layer_groups: {error}") from error
     if groups == 1:

@@ -61,28 +61,30 @@ class Window(NamedTuple):
 
 
 def open_feeds(
-    splits: Sequence[Split], mesh: Mesh, batch_size: int, megabytes: float, *, together: bool = False
+    splits: Sequence[Split], members: Sequence[tuple[int, ...]], mesh: Mesh, batch_size: int, megabytes: float
 ) -> list[Feed]:
     """Put splits on the devices if what they name takes up to `megabytes` (10^6 bytes) of each, else prepare to stream
     them through so much.
 
     Args:
         splits: by seed, of the same stored examples.
+        members: places of seeds, by group; where there are several in one, `fit` must hold.
         mesh: the devices.
         batch_size: examples in a batch.
         megabytes: for all splits.
-        together: whether the seeds train together, for which `fit` must hold.
 
     Returns:
-        A feed for each split, or the one of all.
+        A feed for each group.
     """
-    groups = [tuple(splits)] if together else [(split,) for split in splits]
+    groups = [tuple(splits[place] for place in places) for places in members]
     if fit(splits, mesh, megabytes):
         stored = _named(splits)
         resident = _place(splits[0], mesh, stored)
-        places = [np.searchsorted(stored, split.rows).astype(np.int32) for split in splits]
-        rows = [np.stack(places)] if together else places
-        return [Feed(group, mesh, batch_size, resident, own, 0) for group, own in zip(groups, rows, strict=True)]
+        feeds = []
+        for group in groups:
+            rows = [np.searchsorted(stored, split.rows).astype(np.int32) for split in group]
+            feeds.append(Feed(group, mesh, batch_size, resident, np.stack(rows) if len(group) > 1 else rows[0], 0))
+        return feeds
     # Four windows: one in use, one on its way, and what is not yet freed of those before.
     window_bytes = min(WINDOW_BYTES * mesh.size, megabytes * 1e6 * mesh.size / 4)
     window = max(1, int(window_bytes / (batch_size * _example_bytes(splits[0]))))

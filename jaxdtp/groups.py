@@ -1,8 +1,7 @@
 """The seeds of a run, in groups: each group's steps are done by one call.
 
-Where launches cost more than operations, on GPU and TPU, all seeds train together, in programs with one more axis. On
-the CPU, where batched convolutions are slow and small operations use one core, each seed runs the programs of a run of
-its own, and as many of them at a time as there are cores.
+Seeds of one group share programs with one more axis: where launches cost more than operations, on GPU and TPU, that are
+all seeds. Small operations use one core of a CPU, so there are as many groups there as cores, each with a thread.
 """
 
 import os
@@ -19,6 +18,11 @@ from jaxdtp import feeding
 from jaxdtp.config import ConfigError, seeds_of
 from jaxdtp.data import Dataset
 from jaxdtp.feeding import Feed
+from jaxdtp.learning.state import TrainState
+from jaxdtp.models import networks
+from jaxdtp.models.blocks import example_of
+from jaxdtp.models.loops import slow_in_loops
+from jaxdtp.models.networks import Network
 from jaxdtp.parallel import Parallel, divide_seeds, gather_seeds, replicate
 from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
 
@@ -46,20 +50,23 @@ class Group(NamedTuple):
 
     Attributes:
         members: their places among the seeds of the run.
-        together: whether there may be several; then arrays of what they don't share have one more axis, the first.
         keys: by seed.
         programs, numbers: of the structure, and what they are called with.
         train, validation, test: their examples.
     """
 
     members: tuple[int, ...]
-    together: bool
     keys: tuple[Keys, ...]
     programs: Programs
     numbers: Numbers
     train: Feed
     validation: Feed
     test: Feed
+
+    @property
+    def together(self) -> bool:
+        """Whether there are several; then arrays of what they don't share have one more axis, the first."""
+        return len(self.members) > 1
 
 
 def keys_of(seed: int) -> Keys:
@@ -68,32 +75,64 @@ def keys_of(seed: int) -> Keys:
     return Keys(init, *jax.random.split(train), measure)
 
 
-def train_together(config: ConfigDict, datasets: Sequence[Dataset], mesh: Mesh) -> bool:
-    """Whether a run's seeds are one group.
+def division(
+    config: ConfigDict, datasets: Sequence[Dataset], network: Network, state: TrainState, mesh: Mesh
+) -> tuple[tuple[int, ...], ...]:
+    """Which seeds train together: their places among those of the run, by group.
 
     Args:
         config: as from `config.resolve`.
         datasets: by seed.
+        network, state: of one of them.
         mesh: of all devices.
 
     Raises:
-        ConfigError: it is asked for, of data that are streamed, or with groups of devices for feedback.
+        ConfigError: 'together' is asked for, of data that are streamed, or with groups of devices for feedback.
     """
-    if not config.seeds or config.parallel.seeds == "in_turn":
-        return False
-    megabytes, groups = config.dataset.device_megabytes, config.parallel.layer_groups
-    reason = ""
-    if not feeding.fit([dataset.train for dataset in datasets], mesh, megabytes):
-        reason = f"as the training data don't fit into config.dataset.device_megabytes={megabytes:g}"
-    elif groups > 1:
-        reason = f"with config.parallel.layer_groups={groups}"
+    alone = tuple((member,) for member in range(len(datasets)))
+    if len(alone) == 1 or config.parallel.seeds == "in_turn":
+        return alone
+    megabytes, layers, reason = config.dataset.device_megabytes, config.parallel.layer_groups, ""
+    if not all(feeding.fit(splits, mesh, megabytes) for splits in list(zip(*datasets, strict=True))[:3]):
+        reason = f"as the data don't fit into config.dataset.device_megabytes={megabytes:g}"
+    elif layers > 1:
+        reason = f"with config.parallel.layer_groups={layers}"
     if config.parallel.seeds == "together" and reason:
         raise ConfigError(f"config.parallel.seeds: got 'together'; allowed: auto, in_turn, {reason}")
-    return not reason and (config.parallel.seeds == "together" or jax.default_backend() != "cpu")
+    if reason or (config.parallel.seeds == "auto" and _slow_together(network, state)):
+        return alone
+    parts = np.array_split(np.arange(len(datasets)), min(at_a_time(), len(datasets)))
+    return tuple(tuple(part.tolist()) for part in parts)
+
+
+def _slow_together(network: Network, state: TrainState) -> bool:
+    """Whether the forward pass of several seeds has convolutions with kernels of their own on a CPU: four seeds of
+    LeNet on MNIST took 7.2 times as long as one, in turn 3.6 times (jaxlib 0.10, 2 cores). With maps as small as those
+    of the digits it is the other way round, which one has to ask for."""
+    shapes = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((2, *array.shape), array.dtype), (state.forward, state.model)
+    )
+
+    def run(params, model, x):
+        return networks.logits(networks.bind(network, model), params, x)
+
+    return slow_in_loops(jax.make_jaxpr(jax.vmap(run, (0, 0, None)))(*shapes, example_of(network[0], 2)))
+
+
+def at_a_time() -> int:
+    """How many groups may train at a time: one for each core where the CPU is the one device, as small operations use
+    one core; on several devices one, as their collectives would wait for each other."""
+    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def groups_of(
-    config: ConfigDict, datasets: Sequence[Dataset], steps: int, parallel: Parallel, *, together: bool
+    config: ConfigDict,
+    datasets: Sequence[Dataset],
+    steps: int,
+    parallel: Parallel,
+    members: Sequence[tuple[int, ...]],
 ) -> tuple[Group, ...]:
     """The groups of a run, their examples on the way.
 
@@ -102,36 +141,28 @@ def groups_of(
         datasets: by seed.
         steps: in an epoch.
         parallel: the devices.
-        together: as from `train_together`.
+        members: as from `division`.
     """
     seeds, classes = seeds_of(config), len(datasets[0].classes)
-    programs = programs_of(config, datasets[0].train.images.shape[1:], classes, parallel, together=together)
-    members = [tuple(range(len(seeds)))] if together else [(place,) for place in range(len(seeds))]
     sizes = {"train": config.batch_size, "validation": EVALUATION_BATCH, "test": EVALUATION_BATCH}
     feeds = {
         name: feeding.open_feeds(
             [getattr(dataset, name) for dataset in datasets],
+            members,
             parallel.mesh,
             size,
             config.dataset.device_megabytes,
-            together=together,
         )
         for name, size in sizes.items()
     }
     groups = []
     for number, places in enumerate(members):
-        of_group = [seeds[place] for place in places]
-        numbers = numbers_of(config, of_group if together else of_group[0], steps, parallel)
+        many, of_group = len(places) > 1, [seeds[place] for place in places]
+        programs = programs_of(config, datasets[0].train.images.shape[1:], classes, parallel, together=many)
+        numbers = numbers_of(config, of_group if many else of_group[0], steps, parallel)
         examples = {name: of_split[number] for name, of_split in feeds.items()}
-        groups.append(Group(places, together, tuple(map(keys_of, of_group)), programs, numbers, **examples))
+        groups.append(Group(places, tuple(map(keys_of, of_group)), programs, numbers, **examples))
     return tuple(groups)
-
-
-def workers(groups: Sequence[Group], mesh: Mesh) -> int:
-    """How many groups may train at a time: on several devices one, as their collectives would wait for each other."""
-    alone = mesh.size > 1 or jax.default_backend() != "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if alone else min(len(groups), cores)
 
 
 def place_by_seed(group: Group, of_seeds: Sequence[Any]) -> Any:

@@ -20,7 +20,7 @@ from jaxdtp.config import seeds_of
 from jaxdtp.console import Unfailing, say
 from jaxdtp.epoch import finite
 from jaxdtp.feeding import Window
-from jaxdtp.groups import Group, by_seed, place_by_seed
+from jaxdtp.groups import Group, at_a_time, by_seed, place_by_seed
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.learning.step import Metrics, feedback_step, train_step
@@ -71,7 +71,6 @@ class Run(NamedTuple):
         network, settings: as built from it, for the first seed.
         steps: in a round.
         groups: of the seeds.
-        workers: how many of the groups train at a time.
         workdir: of the checkpoints, among other things.
         layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
@@ -83,7 +82,6 @@ class Run(NamedTuple):
     settings: Settings
     steps: int
     groups: tuple[Group, ...]
-    workers: int
     workdir: epath.Path
     layers: frozenset[str]
     stops: list[str]
@@ -134,10 +132,10 @@ def train_round(run: Run, round: Round, standing: Standing) -> Standing:
         for number, group in enumerate(run.groups)
         if any(standing.faults[member] is None for member in group.members)
     }
-    start, count = time.perf_counter(), 1
-    with progress_bar(run, label, going) as tell, ThreadPoolExecutor(run.workers) as pool:
+    start, count, workers = time.perf_counter(), 1, min(len(run.groups), at_a_time())
+    with progress_bar(run, label, going) as tell, ThreadPoolExecutor(workers) as pool:
         # Contexts, of precision for one, are a thread's own.
-        run_all = pool.map if run.workers > 1 else map
+        run_all = pool.map if workers > 1 else map
         while pending := [number for number, of in going.items() if of.done < run.steps and not of.broken]:
             stop, count = hosts.agree(bool(run.stops), count)
             if stop:
@@ -145,7 +143,7 @@ def train_round(run: Run, round: Round, standing: Standing) -> Standing:
                 where = f"{label}, step {min(going[number].done for number in pending)}"
                 save_and_stop(run, fetch(run, within, going), where)
             # Those that are behind the others; all get as far, as there may be more of them than workers.
-            chosen = sorted(pending, key=lambda number: going[number].done)[: run.workers]
+            chosen = sorted(pending, key=lambda number: going[number].done)[:workers]
             before = time.perf_counter()
             advanced = list(run_all(functools.partial(advance, run, count), [going[number] for number in chosen]))
             took, steps = time.perf_counter() - before, max(1, advanced[0].done - going[chosen[0]].done)

@@ -27,7 +27,7 @@ from jaxdtp.compiled import kept_programs
 from jaxdtp.config import of_seed, resolve, seeds_of
 from jaxdtp.console import say
 from jaxdtp.data import Data, Dataset, load_for_seeds
-from jaxdtp.groups import Group, groups_of, keys_of, place_by_seed, train_together, workers
+from jaxdtp.groups import Group, division, groups_of, keys_of, place_by_seed
 from jaxdtp.hosts import together
 from jaxdtp.learning.state import Settings, TrainState, init_state
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
@@ -113,22 +113,22 @@ def _train(
     steps = steps_in_epoch(config, datasets[0])
     network, states = start(config, datasets[0], steps)
     settings = build_settings(config, network, steps)
-    as_one = train_together(config, datasets, make_mesh())
-    settings = settings._replace(parallel=build_parallel(config, network, settings, states[0], as_one))
+    members = division(config, datasets, network, states[0], make_mesh())
+    # Only of one group are they divided among devices.
+    settings = settings._replace(parallel=build_parallel(config, network, settings, states[0], len(members[0])))
 
     with contextlib.ExitStack() as held:
         ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
         standing, records = resume(config, workdir, datasets[0], fresh(states))
         say(*about(config, datasets, data))
-        groups = groups_of(config, datasets, steps, settings.parallel, together=as_one)
+        groups = groups_of(config, datasets, steps, settings.parallel, members)
         kept = "streamed" if groups[0].train.window else "on the devices"
         say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
         layers = frozenset()
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, states[0])
             say(single_parameters(states[0], layers))
-        at_once = workers(groups, settings.parallel.mesh)
-        fixed = (config, network, settings, steps, groups, at_once, workdir, layers)
+        fixed = (config, network, settings, steps, groups, workdir, layers)
         run = Run(*fixed, stops=held.enter_context(stop_requests()), ours=ours)
         tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
         say(reports.console_heading(), *map(reports.console_line, records))
@@ -173,11 +173,10 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
     datasets = together(lambda: load_for_seeds(config.dataset, seeds_of(config), data))
     steps = steps_in_epoch(config, datasets[0])
     together(lambda: check(workdir, config), first_alone=True)
-    _, states = start(config, datasets[0], steps)
+    network, states = start(config, datasets[0], steps)
     records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
-    as_one = train_together(config, datasets, make_mesh())
-    parallel = Parallel(make_mesh(seeds=len(states) if as_one else 1))
-    groups = groups_of(config, datasets, steps, parallel, together=as_one)
+    members = division(config, datasets, network, states[0], make_mesh())
+    groups = groups_of(config, datasets, steps, Parallel(make_mesh(seeds=len(members[0]))), members)
     return summarise(config, groups, best_by_seed(config, workdir, states), records)
 
 

@@ -37,7 +37,7 @@ def test_windows_hold_every_batch_in_order(rows, batch_size, windows_fit, first,
     order = np.array(data.draw(st.permutations(range(len(rows)))))
     first = min(first, (len(order) - 1) // batch_size)
     example_bytes = IMAGES[0].nbytes + 4
-    (feed,) = feeding.open_feeds([split], MESH, batch_size, windows_fit * batch_size * example_bytes * 4 / 1e6)
+    (feed,) = feeding.open_feeds([split], [(0,)], MESH, batch_size, windows_fit * batch_size * example_bytes * 4 / 1e6)
     if feed.resident is None:
         assert feed.window == max(1, windows_fit)
         assert len(set(rows)) > 4 * windows_fit * batch_size
