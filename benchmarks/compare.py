@@ -131,6 +131,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[dict]) -> str:
+    """The commands and the table."""
+    commands = "\n".join(f"`{command}`  " for command in dict.fromkeys(of_rule["command"] for of_rule in rows))
+    return f"{commands}\n\n{table(rows)}"
+
+
 def plot(rows: list[dict], title: str) -> plt.Figure:
     """Test error over the cost of a step, and the two angles against each other, a point for each rule."""
     figure, (cost, angles) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
@@ -201,8 +207,7 @@ def main() -> None:
         rows = {of_rule["rule"]: of_rule for of_rule in kept["rows"]} | rows
     rows = [rows[rule] for rule in ALGORITHMS if rule in rows]
     path.write_text(json.dumps({"config": f"configs/{source}", "epochs": epochs, "rows": rows}, indent=1) + "\n")
-    commands = "\n".join(f"`{command}`  " for command in dict.fromkeys(of_rule["command"] for of_rule in rows))
-    (RESULTS / f"compare_{name}.md").write_text(f"{commands}\n\n{table(rows)}\n")
+    (RESULTS / f"compare_{name}.md").write_text(f"{markdown(rows)}\n")
     title = f"configs/{source}, {epochs} epochs, {arguments.seeds} seeds, {jax.devices()[0].device_kind}"
     plot(rows, title).savefig(RESULTS / f"compare_{name}.png", dpi=160)
     print(table(rows))

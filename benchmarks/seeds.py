@@ -1,8 +1,8 @@
-"""How the time of a step grows with the seeds of a run: `python -m benchmarks.seeds`.
+"""How the time of a step grows with the seeds of a run: `python -m benchmarks.seeds [--data_dir=DIR]`.
 
 For each configuration and rule, steps of 1 to 32 seeds that train together, and in turn, on a CPU in as many threads as
-there are cores, against steps of one seed; all that is compared is measured in one run, interleaved. Writes
-benchmarks/results/seeds_PLATFORM.json and .png.
+there are cores, against steps of one seed; all that is compared is measured in one run, interleaved. MNIST, for which
+TFDS has to be somewhere, up to 8 seeds. Writes benchmarks/results/seeds_PLATFORM.json and .png.
 """
 
 import argparse
@@ -29,19 +29,18 @@ from jaxdtp.rounds import Run, advance, begin, round_at
 from jaxdtp.standing import fresh
 from jaxdtp.train import start
 
-CONFIGS = {"digits_mlp": ("bp", "ldrl_fast", "ldrl"), "digits_lenet": ("bp", "ldrl_fast")}
-SEEDS = (1, 2, 4, 8, 16, 32)
+CONFIGS = {"digits_mlp": ("bp", "ldrl_fast", "ldrl"), "digits_lenet": ("bp", "ldrl_fast"), "mnist_lenet_fast": ("bp",)}
+SEEDS = {"digits_mlp": (1, 2, 4, 8, 16, 32), "digits_lenet": (1, 2, 4, 8, 16, 32), "mnist_lenet_fast": (1, 2, 4, 8)}
 WAYS = ("together", "in_turn")
 LABELS = {"together": "together, a program for each core", "in_turn": "in turn, one seed on each core"}
 
 
-def steps_of(name: str, rule: str, seeds: int, way: str) -> Callable[[int], None]:
+def steps_of(name: str, rule: str, seeds: int, way: str, data_dir: str) -> Callable[[int], None]:
     """`run(count)`: so many steps of each seed, as a run does them."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.algorithm, config.seeds = rule, seeds
-    config.dataset.data_dir = "/work/shared/data/tfds"
+    config.algorithm, config.seeds, config.parallel.seeds = rule, seeds, way
+    config.dataset.data_dir = data_dir
     config = resolve(config)
-    config.parallel.seeds = way
     datasets = load_for_seeds(config.dataset, seeds_of(config))
     steps = steps_in_epoch(config, datasets[0])
     network, states = start(config, datasets[0], steps)
@@ -64,10 +63,9 @@ def steps_of(name: str, rule: str, seeds: int, way: str) -> Callable[[int], None
     return do
 
 
-def measure(name: str, rule: str, most: int, repeats: int) -> list[dict]:
+def measure(name: str, rule: str, data_dir: str, repeats: int) -> list[dict]:
     """A row for each way and number of seeds."""
-    counts = [seeds for seeds in SEEDS if seeds <= most]
-    steps = {(way, seeds): steps_of(name, rule, seeds, way) for seeds in counts for way in WAYS}
+    steps = {(way, seeds): steps_of(name, rule, seeds, way, data_dir) for seeds in SEEDS[name] for way in WAYS}
     times = {key: float(np.median(of)) for key, of in interleaved(steps, repeats, seconds=0.2).items()}
     alone = times["in_turn", 1]
     batch = importlib.import_module(f"configs.{name}").get_config().batch_size
@@ -110,17 +108,19 @@ def plot(rows: list[dict], title: str) -> plt.Figure:
 def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=SEEDS[-1], help="seeds, at most")
+    parser.add_argument("--data_dir", default="", help="of TFDS, with MNIST; empty: the digits alone")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     rows = []
     for name, rules in CONFIGS.items():
-        for rule in rules:
-            rows += measure(name, rule, arguments.most, arguments.repeats)
-            for row in rows[-2 * len([seeds for seeds in SEEDS if seeds <= arguments.most]) :]:
-                print(name, rule, row["way"], row["seeds"], f"{row['times_one_seed']:.2f}", flush=True)
+        for rule in rules if arguments.data_dir or name.startswith("digits") else ():
+            found = measure(name, rule, arguments.data_dir, arguments.repeats)
+            print(
+                *(f"{name} {rule} {row['way']} {row['seeds']}: {row['times_one_seed']:.2f}" for row in found), sep="\n"
+            )
+            rows += found
     platform = jax.default_backend()
-    result = origin("python -m benchmarks.seeds") | {"platform": platform, "rows": rows}
+    result = origin("python -m benchmarks.seeds --data_dir=DIR") | {"platform": platform, "rows": rows}
     (RESULTS / f"seeds_{platform}.json").write_text(json.dumps(result, indent=1) + "\n")
     title = f"{jax.devices()[0].device_kind}, {result['machine']['cores']} cores"
     plot(rows, title).savefig(RESULTS / f"seeds_{platform}.png", dpi=160)

@@ -70,4 +70,4 @@ def comparison(rule: str, summary: reports.Record, own: str, its_summary: report
         [metrics["test_accuracy"] for metrics in of.get("seeds", {}).values()] for of in (summary, its_summary)
     ]
     found = statistics.welch(*accuracies)
-    return [] if found is None else [f"  {rule} differs from {own}: p = {found:.2g} (Welch's t-test over seeds)"]
+    return [] if found is None else [f"  {rule} against {own}: p = {found:.2g} (Welch's t-test over seeds)"]

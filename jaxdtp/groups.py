@@ -106,9 +106,9 @@ def division(
 
 
 def _slow_together(network: Network, state: TrainState) -> bool:
-    """Whether the forward pass of several seeds has convolutions with kernels of their own on a CPU: four seeds of
-    LeNet on MNIST took 7.2 times as long as one, in turn 3.6 times (jaxlib 0.10, 2 cores). With maps as small as those
-    of the digits it is the other way round, which one has to ask for."""
+    """Whether several seeds should take turns: their forward pass has convolutions with kernels of their own on a CPU,
+    or can't be batched. On maps as small as those of the digits convolutions are faster together, too, which one has to
+    ask for."""
     shapes = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((2, *array.shape), array.dtype), (state.forward, state.model)
     )
@@ -116,7 +116,10 @@ def _slow_together(network: Network, state: TrainState) -> bool:
     def run(params, model, x):
         return networks.logits(networks.bind(network, model), params, x)
 
-    return slow_in_loops(jax.make_jaxpr(jax.vmap(run, (0, 0, None)))(*shapes, example_of(network[0], 2)))
+    try:
+        return slow_in_loops(jax.make_jaxpr(jax.vmap(run, (0, 0, None)))(*shapes, example_of(network[0], 2)))
+    except Exception:  # a user's operations that can't be batched
+        return True
 
 
 def at_a_time() -> int:

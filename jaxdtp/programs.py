@@ -196,13 +196,17 @@ def _programs(
 
     compiled = {}
 
-    def steps(step, *arguments):
+    def steps(step, numbers, *others):
+        arguments = (numbers, *others)
         shapes = jax.tree.map(lambda array: (jnp.shape(array), jnp.result_type(array)), arguments)
         kind = (step, str(shapes))
         if kind not in compiled:
             start = time.perf_counter()
             ways = (functools.partial(run, step) for run in (one_step, train_steps))
-            compiled[kind] = _compile(*ways, arguments, structure.batch_size)
+            what = f"config.batch_size: got {structure.batch_size}"
+            if together:
+                what += f" with {len(numbers.by_key['seed'])} seeds together (config.parallel.seeds)"
+            compiled[kind] = _compile(*ways, arguments, what)
             say(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s")
         return compiled[kind]
 
@@ -226,7 +230,7 @@ def _programs(
     return Programs(zero_metrics, steps, evaluate, measure_alignment)
 
 
-def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, batch_size: int) -> Callable:
+def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: str) -> Callable:
     """As `epoch.train_steps`, compiled for such arguments as its first ones; or one step at a time where XLA is slow at
     what is in loops.
 
@@ -243,7 +247,7 @@ def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, batch_
     needed = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
     if size.temp_size_in_bytes + needed > device_memory():
         raise ConfigError(
-            f"config.batch_size: got {batch_size}, which needs {(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of "
+            f"{what}, which needs {(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of "
             f"each device; allowed: what fits into {device_memory() / 1e9:.3g} GB"
         )
     return epoch.steps_one_by_one(program) if alone else program

@@ -120,7 +120,7 @@ def _train(
     with contextlib.ExitStack() as held:
         ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
         standing, records = resume(config, workdir, datasets[0], fresh(states))
-        say(*about(config, datasets, data))
+        say(*about(config, datasets, data, members))
         groups = groups_of(config, datasets, steps, settings.parallel, members)
         kept = "streamed" if groups[0].train.window else "on the devices"
         say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
@@ -192,13 +192,14 @@ def start(config: ConfigDict, dataset: Dataset, steps: int) -> tuple[Network, li
     return networks[0], states
 
 
-def about(config: ConfigDict, datasets: list[Dataset], data: Data) -> list[str]:
-    """What is trained, on what, in lines."""
+def about(config: ConfigDict, datasets: list[Dataset], data: Data, members: tuple[tuple[int, ...], ...]) -> list[str]:
+    """What is trained, on what, and which seeds train together, in lines."""
     first = datasets[0]
     sizes = " / ".join(str(len(split.rows)) for split in (first.train, first.validation, first.test))
     source = config.dataset.name if data is None else "the data given"
     lines = [f"{config.algorithm} on {source}: {sizes} training / validation / test images"]
-    return lines + ([f"seeds {', '.join(map(str, config.seeds))}"] if config.seeds else [])
+    groups = [", ".join(str(config.seeds[member]) for member in group) for group in members if config.seeds]
+    return lines + ([f"seeds {' | '.join(groups)}"] if groups else [])
 
 
 def devices(network: Network, settings: Settings) -> str:

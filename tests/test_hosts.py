@@ -8,9 +8,11 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from commands import ROOT, assert_close, command, run
 
+import jaxdtp
 from jaxdtp import hosts
 from jaxdtp.config import ConfigError
 
@@ -81,6 +83,30 @@ def test_hosts_together_do_what_one_does(alone, tmp_path, count, arguments):
     for others in printed[1:]:
         assert "epoch" not in others
     assert_close(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_seeds_are_divided_among_hosts(tmp_path):
+    """Each host has one; they are stopped by a signal to one of them, and go on."""
+    arguments = ("--config.seeds=2", "--config.feedback.learning_rate=0.02", "--config.alignment.every_epochs=1")
+    assert run("digits_mlp", *SHORT, *arguments, f"--workdir={tmp_path / 'one'}").returncode == 0
+    codes, printed, errors = finish(start_hosts(2, tmp_path / "two", *arguments))
+    assert codes == [0, 0], errors
+    assert "seeds 0, 1" in printed[0]
+    processes = start_hosts(2, tmp_path / "stopped", *arguments, "--config.steps_per_epoch=0")
+    for line in processes[0].stdout:
+        if "compiled in" in line:
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    codes, _, errors = finish(processes)
+    assert codes == [4, 4], errors
+    codes, printed, errors = finish(start_hosts(2, tmp_path / "stopped", *arguments, "--config.steps_per_epoch=0"))
+    assert codes == [0, 0], errors
+    assert "test accuracy" in printed[0]
+    for seed in (0, 1):
+        ours, theirs = (jaxdtp.load(tmp_path / name, seed=seed).params for name in ("two", "one"))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert np.linalg.norm(a - b) <= 1e-5 * (np.linalg.norm(b) + 1e-3)
 
 
 @pytest.mark.slow
