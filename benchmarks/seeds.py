@@ -86,21 +86,28 @@ def measure(name: str, rule: str, data_dir: str, repeats: int) -> list[dict]:
 def plot(rows: list[dict], title: str) -> plt.Figure:
     """Time of a step of all seeds, in steps of one seed, a panel for each configuration and rule."""
     panels = list(dict.fromkeys((row["config"], row["rule"]) for row in rows))
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4), layout="constrained", sharey=True)
-    for (name, rule), panel in zip(panels, np.atleast_1d(axes), strict=True):
+    lines = -(-len(panels) // 3)
+    figure, axes = plt.subplots(
+        lines, 3, figsize=(9, 2.9 * lines + 0.6), layout="constrained", sharex=True, sharey=True
+    )
+    for panel in axes.flat[len(panels) :]:
+        panel.axis("off")
+    for (name, rule), panel in zip(panels, axes.flat, strict=False):
         for colour, way in enumerate(WAYS):
             of_way = [row for row in rows if (row["config"], row["rule"], row["way"]) == (name, rule, way)]
             seeds, times = zip(*((row["seeds"], row["times_one_seed"]) for row in of_way), strict=True)
             panel.plot(seeds, times, "o-", color=f"C{colour}", markersize=4, label=LABELS[way])
         panel.plot(seeds, seeds, ":", color="gray", linewidth=1, label="one after the other")
-        panel.set(xscale="log", yscale="log", xlabel="seeds", title=f"{name}, {rule}")
+        panel.set(xscale="log", yscale="log", title=f"{name}, {rule}")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:g}")
-            axis.set_ticks(seeds)
+            axis.set_ticks(sorted({row["seeds"] for row in rows}))
             axis.minorticks_off()
         style(panel)
-    np.atleast_1d(axes)[0].set_ylabel("time of a step of all seeds,\nin those of one seed")
-    figure.legend(*panel.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    for panel in axes[-1]:
+        panel.set_xlabel("seeds")
+    figure.supylabel("time of a step of all seeds, in those of one seed")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(title)
     return figure
 
