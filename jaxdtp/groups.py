@@ -179,11 +179,15 @@ def place_by_seed(group: Group, of_seeds: Sequence[Any]) -> Any:
     return divide_seeds(group.train.mesh, jax.tree.map(stack, *of_seeds))
 
 
+def on_host(group: Group, tree: Any) -> Any:
+    """A group's arrays, on every host."""
+    return jax.device_get(gather_seeds(group.train.mesh, tree))
+
+
 def by_seed(group: Group, tree: Any) -> list[Any]:
-    """The other way round: arrays on the host, for each seed of a group."""
-    if not group.together:
-        return [jax.device_get(tree)]
-    return unstack(jax.device_get(gather_seeds(group.train.mesh, tree)), len(group.members))
+    """The other way round than `place_by_seed`: arrays on the host, for each seed of a group."""
+    found = on_host(group, tree)
+    return unstack(found, len(group.members)) if group.together else [found]
 
 
 def unstack(tree: Any, count: int) -> list[Any]:

@@ -11,7 +11,7 @@ from jaxdtp import feeding, reports
 from jaxdtp.alignment import weight_alignment
 from jaxdtp.data import read
 from jaxdtp.feeding import Feed
-from jaxdtp.groups import Group, by_seed, place_by_seed
+from jaxdtp.groups import Group, by_seed, on_host, place_by_seed, unstack
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import TrainState
 from jaxdtp.models.networks import NetworkParameters, NetworkState
@@ -32,10 +32,11 @@ def evaluate(
     total = {}
     for window in feeding.windows(feed, order):
         batch = (window.data, window.order, window.examples)
-        sums = group.programs.evaluate(group.numbers, feed.batch_size, params, model, *batch)
+        sums = on_host(group, group.programs.evaluate(group.numbers, feed.batch_size, params, model, *batch))
         total = {name: total.get(name, 0.0) + np.asarray(value, float) for name, value in sums.items()}
     means = {name: value / feed.examples for name, value in total.items()}
-    return [reports.flat_metrics(of_seed, prefix) for of_seed in by_seed(group, means)]
+    by_member = unstack(means, len(group.members)) if group.together else [means]
+    return [reports.flat_metrics(of_member, prefix) for of_member in by_member]
 
 
 def measure(

@@ -20,7 +20,7 @@ from jaxdtp.config import seeds_of
 from jaxdtp.console import Unfailing, say
 from jaxdtp.epoch import finite
 from jaxdtp.feeding import Window
-from jaxdtp.groups import Group, at_a_time, by_seed, place_by_seed
+from jaxdtp.groups import Group, at_a_time, by_seed, on_host, place_by_seed
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.learning.step import Metrics, feedback_step, train_step
@@ -191,7 +191,7 @@ def advance(run: Run, count: int, going: Going) -> Going:
     with jax.enable_x64(run.config.float64):
         state, totals, ran = going.advance(going.state, going.totals, window, going.done, count)
         ran = int(ran)
-        broken = ran < count and not finite(jax.device_get(totals)).any()
+        broken = ran < count and not finite(on_host(run.groups[0], totals)).any()
     return going._replace(state=state, totals=totals, done=going.done + ran, broken=broken, window=window)
 
 
@@ -254,7 +254,8 @@ def progress_bar(run: Run, label: str, going: dict[int, Going]) -> Iterator[Call
 
         def tell(going: dict[int, Going]) -> None:
             nonlocal last_line
-            losses = [np.ravel(jax.device_get(of.totals["loss"])) / of.done for of in going.values() if of.done]
+            totals = {number: on_host(run.groups[number], of.totals["loss"]) for number, of in going.items()}
+            losses = [np.ravel(totals[number]) / of.done for number, of in going.items() if of.done]
             losses = np.concatenate(losses)
             loss = f"loss {np.mean(losses[np.isfinite(losses)] if np.isfinite(losses).any() else losses):.4f}"
             bar.update(seen(going) - bar.n)

@@ -74,7 +74,14 @@ def test_each_seed_ends_as_it_would_alone(name, way, tmp_path):
             for record, by_itself in zip(records(tmp_path / "all"), records(tmp_path / str(seed)), strict=True)
         ]
         for found, expected in pairs:
-            assert found == (pytest.approx(expected, rel=1e-3, abs=1e-6) if way == "together" else expected)
+            if way == "in_turn":
+                assert found == expected
+                continue
+            # The angle between gradients that are zero but for rounding means nothing.
+            names = [name for name in expected if not name.startswith("bias_update_angle")]
+            assert {name: found[name] for name in names} == pytest.approx(
+                {name: expected[name] for name in names}, rel=1e-3, abs=1e-5
+            )
 
 
 def test_the_command_tells_each_seed_and_the_spread(tmp_path):
