@@ -51,6 +51,15 @@ def start(config, *arguments, by=()):
     return subprocess.Popen([*by, *command(config, *arguments)], cwd=ROOT, **pipes)
 
 
+def short_config(rule, steps, **changes):
+    """Two epochs of a small network on the digits, measured after each; `changes` by key, with __ for the point."""
+    config = default_config()
+    config.algorithm, config.num_epochs, config.steps_per_epoch, config.batch_size = rule, 2, steps, 32
+    config.network.hidden, config.trackers, config.alignment.every_epochs = (16, 12), (), 1
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
 def records(workdir, without=()):
     """The epochs of metrics.jsonl, without some of their keys."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

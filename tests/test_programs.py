@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import stand_in
-from commands import TIMINGS, records
+from commands import TIMINGS, records, short_config
 from jax import monitoring
 
 import jaxdtp
-from jaxdtp.config import default_config, flatten
+from jaxdtp.config import flatten
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.feedback import descend, ldrl_loss, reconstruction_loss
 from jaxdtp.learning.targets import difference_target
@@ -27,14 +27,6 @@ def compilations():
         lambda event, seconds, **_: durations.append(seconds) if event == COMPILED else None
     )
     return durations
-
-
-def config(rule, **changes):
-    config = default_config()
-    config.algorithm, config.num_epochs, config.steps_per_epoch, config.batch_size = rule, 2, 3, 32
-    config.network.hidden, config.trackers, config.alignment.every_epochs = (16, 12), (), 1
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return config
 
 
 def other_numbers(config, seed):
@@ -67,10 +59,10 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("rule", "changes"), VARIANTS, ids=[rule for rule, _ in VARIANTS])
 def test_other_numbers_compile_nothing(rule, changes, tmp_path, compilations):
-    jaxdtp.train_and_evaluate(config(rule, **changes), tmp_path / "first")
+    jaxdtp.train_and_evaluate(short_config(rule, 3, **changes), tmp_path / "first")
     before = len(compilations)
     for seed in (1, 2):
-        jaxdtp.train_and_evaluate(other_numbers(config(rule, **changes), seed), tmp_path / str(seed))
+        jaxdtp.train_and_evaluate(other_numbers(short_config(rule, 3, **changes), seed), tmp_path / str(seed))
     assert len(compilations) == before > 0
     assert records(tmp_path / "1", TIMINGS) != records(tmp_path / "2", TIMINGS)
 
@@ -94,7 +86,7 @@ def test_a_rule_by_the_same_name_is_another_program(tmp_path, monkeypatch):
     results = []
     for number, feedback_rule in enumerate((descend(ldrl_loss), descend(reconstruction_loss))):
         monkeypatch.setitem(ALGORITHMS, "mine", Algorithm(feedback_rule, difference_target))
-        jaxdtp.train_and_evaluate(config("mine"), tmp_path / str(number))
+        jaxdtp.train_and_evaluate(short_config("mine", 3), tmp_path / str(number))
         results.append(records(tmp_path / str(number), TIMINGS))
     assert results[0] != results[1]
 
@@ -102,14 +94,14 @@ def test_a_rule_by_the_same_name_is_another_program(tmp_path, monkeypatch):
 def test_memory_holds_the_programs_of_few_structures(tmp_path):
     _programs.cache_clear()
     for hidden in range(KEPT + 3):
-        jaxdtp.train_and_evaluate(config("bp", network__hidden=(8 + hidden,)), tmp_path / str(hidden))
+        jaxdtp.train_and_evaluate(short_config("bp", 3, network__hidden=(8 + hidden,)), tmp_path / str(hidden))
     assert _programs.cache_info().currsize == KEPT
 
 
 @pytest.mark.slow
 def test_memory_is_level_over_fifty_runs(tmp_path):
     def run(seed):
-        jaxdtp.train_and_evaluate(other_numbers(config("ldrl"), seed), tmp_path / str(seed))
+        jaxdtp.train_and_evaluate(other_numbers(short_config("ldrl", 3), seed), tmp_path / str(seed))
         gc.collect()
         return stand_in.anonymous_bytes()
 

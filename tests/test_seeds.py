@@ -8,21 +8,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, TIMINGS, run, run_process, start
+from commands import ROOT, TIMINGS, run, run_process, short_config, start
 
 import jaxdtp
 from jaxdtp import main, statistics
-from jaxdtp.config import default_config
 from jaxdtp.rounds import DivergedError
 from jaxdtp.search.__main__ import main as search
-
-
-def config(rule, **changes):
-    config = default_config()
-    config.algorithm, config.num_epochs, config.steps_per_epoch, config.batch_size = rule, 2, 10, 32
-    config.network.hidden, config.trackers, config.alignment.every_epochs = (16, 12), (), 1
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return config
 
 
 def without_timings(record):
@@ -59,10 +50,12 @@ FAST = {("ldrl", "together"), ("batch statistics", "in_turn"), ("a random layer 
 def test_each_seed_ends_as_it_would_alone(name, way, tmp_path):
     """In turn bit for bit, together up to the order of summation; best epochs, evaluation and measuring included."""
     (rule, changes), seeds = VARIANTS[name], (3, 11, 4)
-    summary = jaxdtp.train_and_evaluate(config(rule, seeds=seeds, parallel__seeds=way, **changes), tmp_path / "all")
+    summary = jaxdtp.train_and_evaluate(
+        short_config(rule, 10, seeds=seeds, parallel__seeds=way, **changes), tmp_path / "all"
+    )
     exact = 1e-12 if changes.get("float64") else 1e-5
     for seed in seeds:
-        alone = jaxdtp.train_and_evaluate(config(rule, seed=seed, **changes), tmp_path / str(seed))
+        alone = jaxdtp.train_and_evaluate(short_config(rule, 10, seed=seed, **changes), tmp_path / str(seed))
         ours, theirs = (jaxdtp.load(tmp_path / name, seed=which) for name, which in (("all", seed), (str(seed), None)))
         for a, b in zip(*(jax.tree.leaves((model.params, model.model)) for model in (ours, theirs)), strict=True):
             # Biases before a normalisation are zero but for rounding.
@@ -185,7 +178,7 @@ def test_a_seed_that_diverges_is_told_and_the_others_go_on(way, tmp_path, capsys
 
     def changed(limit, **changes):
         options = {"network__module": f"{tmp_path}/net.py:Net", "network__options": {"limit": limit}}
-        return config("bp", parallel__seeds=way, forward__weight_decay=0.0, **options, **changes)
+        return short_config("bp", 10, parallel__seeds=way, forward__weight_decay=0.0, **options, **changes)
 
     luck = {}
     for seed in seeds:
@@ -257,10 +250,14 @@ def test_the_best_epoch_is_chosen_among_those_with_checkpoints_and_the_last(tmp_
     """As in a run of its own, also where that ends elsewhere first."""
     changes = {"checkpoint_every_epochs": 3, "forward__learning_rate": 0.3, "parallel__seeds": "in_turn"}
     for epochs in (4, 8):
-        summary = jaxdtp.train_and_evaluate(config("bp", seeds=4, num_epochs=epochs, **changes), tmp_path / "all")
+        summary = jaxdtp.train_and_evaluate(
+            short_config("bp", 10, seeds=4, num_epochs=epochs, **changes), tmp_path / "all"
+        )
     chosen = set()
     for seed in range(4):
-        alone = jaxdtp.train_and_evaluate(config("bp", seed=seed, num_epochs=8, **changes), tmp_path / str(seed))
+        alone = jaxdtp.train_and_evaluate(
+            short_config("bp", 10, seed=seed, num_epochs=8, **changes), tmp_path / str(seed)
+        )
         chosen.add(alone["best_epoch"])
         assert summary["seeds"][str(seed)] == {name: alone[name] for name in summary["seeds"][str(seed)]}
     assert chosen <= {3, 6, 8}
