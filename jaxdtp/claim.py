@@ -190,11 +190,7 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
     found = remembered(workdir)
     if found is None:
         return
-    wanted = json.loads(json.dumps(flatten(config)))
-    # Keys that are younger than the run had the effect of their defaults.
-    defaults = {key: value for key, value in flatten(default_config()).items() if key != "when"}
-    found = json.loads(json.dumps(defaults)) | found
-    differing = [words for key, words in differences(found, wanted).items() if not key.startswith(MAY_CHANGE)]
+    differing = [words for key, words in differences(found, config).items() if not key.startswith(MAY_CHANGE)]
     if differing:
         raise ConfigError(
             f"--workdir: {workdir} belongs to a run with another configuration: {', '.join(differing)}; "
@@ -202,8 +198,12 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, str]:
-    """The keys whose values differ in two configurations, by dotted key, in words."""
+def differences(there: dict[str, Any], config: ConfigDict) -> dict[str, str]:
+    """The keys whose values differ between a configuration as it was written, by dotted key, and another one, in words.
+    Keys that are younger than what was written had the effect of their defaults."""
+    defaults = {key: value for key, value in flatten(default_config()).items() if key != "when"}
+    defaults, here = (json.loads(json.dumps(values)) for values in (defaults, flatten(config)))
+    there = defaults | there
     return {
         key: f"{key} (there {there.get(key)!r}, here {here.get(key)!r})"
         for key in sorted(there.keys() | here.keys())

@@ -321,7 +321,7 @@ DEFAULT = "from jaxdtp.config import default_config\nfrom ml_collections.config_
         ("def get_config(): pass", "returns None; allowed: a ConfigDict"),
         (
             "from ml_collections import *\ndef get_config(): return ConfigDict()",
-            "config.num_epochs: missing; allowed: ",
+            "config.seeds: missing; allowed: ",
         ),
         (
             DEFAULT + "def get_config(): return FrozenConfigDict(default_config())",

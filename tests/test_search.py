@@ -122,6 +122,12 @@ def test_other_searches_and_runs_are_left_alone(space, tmp_path):
     assert result.returncode == 2
     assert "belongs to another search: the space" in result.stderr
     assert (tmp_path / "s" / "best.py").read_text() == before
+    # Keys that are younger than a search had their defaults.
+    space.write_text(SPACE)
+    identity = json.loads((tmp_path / "s" / "search.json").read_text())
+    del identity["config"]["seeds"]
+    (tmp_path / "s" / "search.json").write_text(json.dumps(identity))
+    assert search(space, tmp_path / "s", 1).returncode == 0
     assert run("digits_mlp", *SHORT, f"--workdir={tmp_path}/run").returncode == 0
     result = search(space, tmp_path / "run", 2)
     assert result.returncode == 2

@@ -36,7 +36,7 @@ VARIANTS = {
     "inverse": ("inverse", {"float64": True, "beta": 0.1, "feedback__learning_rate": (1e-3,)}),
     "convolutions": ("bp", {"network__name": "lenet", "network__channels": (4,), "network__hidden": (12,)}),
 }
-FAST = {("ldrl", "together"), ("batch statistics", "in_turn"), ("a random layer of its own", "together")}
+FAST = {("ldrl", "together"), ("a random layer of its own", "in_turn")}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.parametrize("way", ["together", "in_turn"])
+@pytest.mark.parametrize("way", ["together", pytest.param("in_turn", marks=pytest.mark.slow)])
 def test_a_seed_that_diverges_is_told_and_the_others_go_on(way, tmp_path, capsys):
     """As if they were without it; it stays as it was then, also when the run goes on later."""
     (tmp_path / "net.py").write_text(DIVERGES)
@@ -211,8 +211,8 @@ def test_a_seed_that_diverges_is_told_and_the_others_go_on(way, tmp_path, capsys
     ("kind", "way", "times"),
     [
         ("SIGTERM", "in_turn", 1),
-        ("SIGKILL", "together", 1),
         pytest.param("SIGTERM", "together", 4, marks=pytest.mark.slow),
+        pytest.param("SIGKILL", "together", 4, marks=pytest.mark.slow),
         pytest.param("SIGKILL", "in_turn", 4, marks=pytest.mark.slow),
     ],
 )
@@ -266,7 +266,7 @@ def test_the_best_epoch_is_chosen_among_those_with_checkpoints_and_the_last(tmp_
 @pytest.mark.parametrize(
     ("way", "more"),
     [
-        ("together", ()),
+        pytest.param("together", (), marks=pytest.mark.slow),
         pytest.param("in_turn", ("--config.parallel.layer_groups=2",), marks=pytest.mark.slow, id="in groups"),
         pytest.param("in_turn", (), marks=pytest.mark.slow),
         pytest.param(

@@ -94,7 +94,7 @@ def open_study(directory: epath.Path, config: ConfigDict, source: str) -> optuna
         path = directory / IDENTITY
         if path.exists():
             found = json.loads(path.read_text())
-            differing = list(differences(found["config"], wanted["config"]).values())
+            differing = list(differences(found["config"], config).values())
             differing += ["the space"] if found["space"] != source else []
             if differing:
                 raise ConfigError(
