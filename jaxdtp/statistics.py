@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from jaxdtp.reports import Record
 
@@ -37,6 +36,8 @@ def confidence_half_width(values: Sequence[float]) -> float:
     """t s / sqrt(n), with s the standard deviation of n >= 2 values and t the 0.975 quantile of Student's distribution
     with n - 1 degrees of freedom: mean +- that holds the expected value with a probability of 95 % where values are
     normal."""
+    from scipy import stats  # takes time, and adds filters of warnings
+
     count = len(values)
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
@@ -46,5 +47,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     expected value; variances may differ. None where there are fewer than two values of one, or no spread at all."""
     if min(len(a), len(b)) < 2 or np.var(a) + np.var(b) == 0:
         return None
+    from scipy import stats  # as above
+
     of_samples = [value for sample in (a, b) for value in (np.mean(sample), np.std(sample, ddof=1), len(sample))]
     return float(stats.ttest_ind_from_stats(*of_samples, equal_var=False).pvalue)
