@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.record import RESULTS, origin
+from benchmarks.record import RESULTS, mean_and_std, origin
 from benchmarks.steps import jaxdtp_step
 from benchmarks.timing import interleaved
 from configs import digits_lenet, digits_mlp
@@ -99,8 +99,7 @@ def table(runs: list[dict], costs: dict[str, dict[str, float]]) -> str:
         for rule, words in RULES.items():
             of_rule = [one for one in runs if (one["network"], one["rule"]) == (network, rule)]
             accuracies = [100 * one["test_accuracy"] for one in of_rule if "diverged" not in one]
-            spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
-            accuracy = f"{np.mean(accuracies):.2f}{spread}" if accuracies else ""
+            accuracy = mean_and_std(accuracies)
             if len(accuracies) < len(of_rule):
                 accuracy += f" ({len(of_rule) - len(accuracies)} of {len(of_rule)} diverged)"
             angles = [", ".join(f"{one[name]:.1f}" for one in of_rule if name in one) for name in ANGLES]

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ml_collections import ConfigDict
 
-from benchmarks.record import RESULTS, origin
+from benchmarks.record import RESULTS, mean_and_std, origin
 from benchmarks.steps import jaxdtp_step
 from benchmarks.timing import interleaved
 from jaxdtp import data
@@ -115,8 +115,7 @@ def table(rows: list[dict]) -> str:
     of_bp = next((of_rule["test_accuracies"] for of_rule in rows if of_rule["rule"] == "bp"), [])
     for of_rule in rows:
         accuracies = of_rule["test_accuracies"]
-        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
-        accuracy = f"{np.mean(accuracies):.2f}{spread}" if accuracies else "-"
+        accuracy = mean_and_std(accuracies)
         probability = None if of_rule["rule"] == "bp" else welch(accuracies, of_bp)
         differs = "-" if probability is None else f"{probability:.2g}"
         diverged = f" ({of_rule['diverged']} of {of_rule['diverged'] + len(accuracies)} diverged)"

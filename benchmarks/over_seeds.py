@@ -9,7 +9,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, mean_and_std
 from jaxdtp.plots import curve, style
 from jaxdtp.reports import of_blocks
 from jaxdtp.statistics import over_seeds, welch
@@ -48,12 +48,13 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for config in CONFIGS:
+        recorded = {algorithm: list(runs(config, algorithm).values()) for algorithm in ALGORITHMS}
+        of_algorithm = {
+            algorithm: [100 * result["test_accuracy"] for result in results] for algorithm, results in recorded.items()
+        }
         for algorithm, name in ALGORITHMS.items():
-            results = list(runs(config, algorithm).values())
-            accuracies = [100 * result["test_accuracy"] for result in results]
-            of_bp = [100 * result["test_accuracy"] for result in runs(config, "bp").values()]
-            probability = None if algorithm == "bp" else welch(accuracies, of_bp)
-            spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
+            results, accuracies = recorded[algorithm], of_algorithm[algorithm]
+            probability = None if algorithm == "bp" else welch(accuracies, of_algorithm["bp"])
             epochs = [epoch for result in results for epoch in result["epochs"]]
             # Without the smallest one: that of the output layer, whose update is the gradient whatever the feedback.
             angles = [angle for epoch in epochs for angle in sorted(of_blocks(epoch, "update_angle").values())[1:]]
@@ -61,7 +62,7 @@ def table() -> str:
             by_seed = ", ".join(format(accuracy, ".2f") for accuracy in accuracies)
             differs = "" if probability is None else format(probability, ".2g")
             lines.append(
-                f"| `{config}` | {name} | {len(results[0]['epochs'])} | {by_seed} | {np.mean(accuracies):.2f}{spread} "
+                f"| `{config}` | {name} | {len(results[0]['epochs'])} | {by_seed} | {mean_and_std(accuracies)} "
                 f"| {differs} | {' | '.join(cells)} |"
             )
     return "\n".join(lines)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,6 +55,12 @@ def origin(command: str) -> dict:
             **({"torch": importlib.metadata.version("torch")} if importlib.util.find_spec("torch") else {}),
         },
     }
+
+
+def mean_and_std(values: list[float]) -> str:
+    """Values of several seeds in a table."""
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}" if values else "-"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def steps_of(name: str, rule: str, seeds: int, way: str, data_dir: str) -> Calla
     datasets = load_for_seeds(config.dataset, seeds_of(config))
     steps = steps_in_epoch(config, datasets[0])
     network, states = start(config, datasets[0], steps)
-    members = division(config, datasets, network, states[0], make_mesh())
+    members = division(config, datasets, network, states[0])
     parallel = Parallel(make_mesh(seeds=len(members[0])))
     settings = build_settings(config, network, steps)._replace(parallel=parallel)
     groups = groups_of(config, datasets, steps, parallel, members)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdtp import feeding
@@ -23,7 +22,7 @@ from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
 from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import Parallel, divide_seeds, gather_seeds, replicate
+from jaxdtp.parallel import Parallel, divide_seeds, gather_seeds, make_mesh, replicate
 from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
 
 EVALUATION_BATCH = 500
@@ -76,7 +75,7 @@ def keys_of(seed: int) -> Keys:
 
 
 def division(
-    config: ConfigDict, datasets: Sequence[Dataset], network: Network, state: TrainState, mesh: Mesh
+    config: ConfigDict, datasets: Sequence[Dataset], network: Network, state: TrainState
 ) -> tuple[tuple[int, ...], ...]:
     """Which seeds train together: their places among those of the run, by group.
 
@@ -84,7 +83,6 @@ def division(
         config: as from `config.resolve`.
         datasets: by seed.
         network, state: of one of them.
-        mesh: of all devices.
 
     Raises:
         ConfigError: 'together' is asked for, of data that are streamed, or with groups of devices for feedback.
@@ -93,7 +91,7 @@ def division(
     if len(alone) == 1 or config.parallel.seeds == "in_turn":
         return alone
     megabytes, layers, reason = config.dataset.device_megabytes, config.parallel.layer_groups, ""
-    if not all(feeding.fit(splits, mesh, megabytes) for splits in list(zip(*datasets, strict=True))[:3]):
+    if not all(feeding.fit(splits, make_mesh(), megabytes) for splits in list(zip(*datasets, strict=True))[:3]):
         reason = f"as the data don't fit into config.dataset.device_megabytes={megabytes:g}"
     elif layers > 1:
         reason = f"with config.parallel.layer_groups={layers}"

@@ -113,7 +113,7 @@ def _train(
     steps = steps_in_epoch(config, datasets[0])
     network, states = start(config, datasets[0], steps)
     settings = build_settings(config, network, steps)
-    members = division(config, datasets, network, states[0], make_mesh())
+    members = division(config, datasets, network, states[0])
     # Only of one group are they divided among devices.
     settings = settings._replace(parallel=build_parallel(config, network, settings, states[0], len(members[0])))
 
@@ -175,7 +175,7 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
     together(lambda: check(workdir, config), first_alone=True)
     network, states = start(config, datasets[0], steps)
     records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
-    members = division(config, datasets, network, states[0], make_mesh())
+    members = division(config, datasets, network, states[0])
     groups = groups_of(config, datasets, steps, Parallel(make_mesh(seeds=len(members[0]))), members)
     return summarise(config, groups, best_by_seed(config, workdir, states), records)
 
@@ -183,11 +183,12 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
 def start(config: ConfigDict, dataset: Dataset, steps: int) -> tuple[Network, list[TrainState]]:
     """The network of the first seed, and the state before the first step of each, on the host."""
     image, classes = dataset.train.images.shape[1:], len(dataset.classes)
-    networks = [build_network(of_seed(config, seed), image, classes) for seed in seeds_of(config)]
+    by_seed = [of_seed(config, seed) for seed in seeds_of(config)]
+    networks = [build_network(own, image, classes) for own in by_seed]
     check_memory(config, networks[0], device_memory())
     states = [
-        jax.device_get(init_state(network, build_settings(of_seed(config, seed), network, steps), keys_of(seed).init))
-        for seed, network in zip(seeds_of(config), networks, strict=True)
+        jax.device_get(init_state(network, build_settings(own, network, steps), keys_of(own.seed).init))
+        for own, network in zip(by_seed, networks, strict=True)
     ]
     return networks[0], states
 
