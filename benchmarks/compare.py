@@ -81,26 +81,27 @@ def seconds_per_step(arguments: argparse.Namespace, rules: list[str]) -> dict[st
     return {rule: float(np.median(of_rule)) for rule, of_rule in times.items()}
 
 
+def median_angle(result: dict | None, metric: str) -> float | None:
+    """Over hidden blocks, epochs and seeds of what `run` returns, in degrees."""
+    epochs = [of_seed for epoch in result["epochs"] for of_seed in epoch["seeds"].values()] if result else []
+    # Without the output block, whose target and update are exact whatever the feedback.
+    angles = [angle for epoch in epochs for angle in list(of_blocks(epoch, metric).values())[:-1]]
+    # Not a number: an update of zero, where the whole batch had reached its targets.
+    return float(np.nanmedian(angles)) if angles else None
+
+
 def row(rule: str, config: ConfigDict, result: dict | None, seconds: dict[str, float]) -> dict:
-    """What the table says of one rule; angles are medians over hidden blocks, epochs and seeds."""
+    """What the table says of one rule."""
     seeds = result["summary"]["seeds"] if result else {}
     accuracies = [100 * metrics["test_accuracy"] for metrics in seeds.values()]
-    epochs = [of_seed for epoch in result["epochs"] for of_seed in epoch["seeds"].values()] if result else []
-
-    def median_angle(metric: str) -> float | None:
-        # Without the output block, whose target and update are exact whatever the feedback.
-        angles = [angle for epoch in epochs for angle in list(of_blocks(epoch, metric).values())[:-1]]
-        # Not a number: an update of zero, where the whole batch had reached its targets.
-        return float(np.nanmedian(angles)) if angles else None
-
     return {
         "rule": rule,
         "test_accuracies": accuracies,
         "diverged": len(config.seeds) - len(accuracies),
         "images_per_second": config.batch_size / seconds[rule],
         "times_bp": seconds[rule] / seconds["bp"],
-        "update_angle": median_angle("update_angle"),
-        "gauss_newton_angle": median_angle("gauss_newton_angle"),
+        "update_angle": median_angle(result, "update_angle"),
+        "gauss_newton_angle": median_angle(result, "gauss_newton_angle"),
         "train_seconds": result["summary"]["seconds"] / len(config.seeds) if result else None,
     }
 

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import over_seeds
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -24,7 +23,7 @@ def with_tables(readme: str) -> str:
     step_times = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("step_time_*.json"))]
     tables = {
         "step times": "\n\n".join(step_time_table(result) for result in step_times),
-        "accuracy over seeds": over_seeds.table(),
+        "published": (RESULTS / "published.md").read_text().strip(),
         "ablation": (RESULTS / "ablation.md").read_text().strip(),
         "comparison": "\n\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("compare_*.md"))),
     }

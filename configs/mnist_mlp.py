@@ -9,6 +9,7 @@ after 1,200 steps of DTPDRL updates were 0.1 (top block) to 5 degrees (first blo
 from jaxdtp.config import default_config
 
 FEATURES, BATCH = 256, 128
+PRETRAINED = {"pretraining_epochs": 6, "extra_epochs": 1}
 
 
 def forward(rate, betas, epsilon):
@@ -32,7 +33,7 @@ def feedback(sigma, rate, betas, epsilon, weight_decay, scale, **more):
 def get_config(variant: str = ""):
     """`--config=configs/mnist_mlp.py:pretrained` has DTP's settings with feedback epochs, which the paper has too."""
     if variant not in ("", "pretrained"):
-        raise ValueError(f"configs/mnist_mlp.py:{variant}: unknown variant; allowed: pretrained")
+        raise ValueError(f"variant: got {variant!r}; allowed: pretrained")
     config = default_config()
     config.algorithm = "ddtp_linear"
     config.num_epochs = 100
@@ -55,7 +56,6 @@ def get_config(variant: str = ""):
     config.feedback.optimizer = "adam"
     config.feedback.learning_rate = (1e-3,)
     config.feedback.activation = "linear"
-    pretrained = {"pretraining_epochs": 6, "extra_epochs": 1}
 
     config.when.bp = {"forward": {"learning_rate": 2.970e-4, "adam_betas": (0.99, 0.999), "adam_epsilon": (6.93e-8,)}}
     config.when.dtp_parallel = {
@@ -68,32 +68,32 @@ def get_config(variant: str = ""):
             "beta": 0.29588 / BATCH,
             "forward": forward(2.959e-4, (0.9, 0.99), 1.35e-7),
             "feedback": feedback(
-                0.17295, 4.635e-4, (0.9, 0.9), 4.37e-7, 2.19e-3, scale=0.17295**-2, squash="tanh", **pretrained
+                0.17295, 4.635e-4, (0.9, 0.9), 4.37e-7, 2.19e-3, scale=0.17295**-2, squash="tanh", **PRETRAINED
             ),
         }
     config.when.dtpdrl = {
         "beta": 0.068589 / BATCH,
         "forward": forward(4.329e-4, (0.9, 0.99), 1.00e-8),
         "feedback": feedback(
-            0.056879, 2.012e-5, (0.99, 0.999), 5.08e-8, 5.38e-6, scale=0.056879**-2, squash="tanh", **pretrained
+            0.056879, 2.012e-5, (0.99, 0.999), 5.08e-8, 5.38e-6, scale=0.056879**-2, squash="tanh", **PRETRAINED
         ),
     }
     config.when.ddtp_linear = {
         "beta": 0.060969 / BATCH,
         "forward": forward(3.338e-4, (0.9, 0.999), 1.26e-8),
-        "feedback": feedback(0.090752, 1.638e-4, (0.999, 0.999), 2.84e-4, 5.84e-7, scale=0.090752**-2, **pretrained),
+        "feedback": feedback(0.090752, 1.638e-4, (0.999, 0.999), 2.84e-4, 5.84e-7, scale=0.090752**-2, **PRETRAINED),
     }
     config.when.ddtp_rhl = {
         "beta": 0.043516 / BATCH,
         "forward": forward(6.445e-4, (0.9, 0.99), 3.98e-8),
         "feedback": feedback(
-            0.041623, 3.024e-4, (0.9, 0.999), 3.40e-6, 1.62e-3, scale=0.041623**-2, squash="tanh", **pretrained
+            0.041623, 3.024e-4, (0.9, 0.999), 3.40e-6, 1.62e-3, scale=0.041623**-2, squash="tanh", **PRETRAINED
         ),
     }
     config.when.ddtp_control = {
         "beta": 0.094167 / BATCH,
         "forward": forward(9.433e-4, (0.9, 0.999), 5.55e-8),
-        "feedback": feedback(0.0087200, 1.871e-4, (0.9, 0.999), 1.23e-8, 4.02e-4, scale=1.0, **pretrained),
+        "feedback": feedback(0.0087200, 1.871e-4, (0.9, 0.999), 1.23e-8, 4.02e-4, scale=1.0, **PRETRAINED),
     }
     config.when.dfa = {"beta": 1 / BATCH, "forward": forward(3.808e-4, (0.9, 0.999), 1.09e-7)}
 

@@ -6,6 +6,7 @@ structures stay in memory. Seeds that train together share one program, too, by 
 """
 
 import functools
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from jaxdtp.models.networks import NETWORKS
 from jaxdtp.parallel import SEEDS, Parallel, device_memory
 
 KEPT = 4
+
+LAPACK = re.compile('custom_call_target="(lapack|blas)_')
 
 NUMBERS = (
     "seed",
@@ -93,20 +96,33 @@ class Numbers(NamedTuple):
     steps_per_epoch: Any
 
 
+class Steps(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+        run: as `epoch.train_steps`.
+        alone: whether it may run only while no other does. Each of LAPACK's routines waits for XLA's threads on the
+            CPU; as many of them at a time as there are threads wait forever (jaxlib 0.10).
+    """
+
+    run: Callable
+    alone: bool
+
+
 class Programs(NamedTuple):
     """The programs of one structure. Their first argument are numbers. For seeds that train together the arrays of what
     they don't share have one more axis, the first.
 
     Attributes:
         zero_metrics: `zero_metrics(step)`: metrics of a kind of step, to start a round's sums from.
-        steps: `steps(step, numbers, data, order, key, state, totals)`: for such arguments `epoch.train_steps`, as
+        steps: `steps(step, numbers, data, order, key, state, totals)`: `Steps` for such arguments, to be called as
             `run(numbers, data, order, key, state, totals, first, count)`.
         evaluate: `epoch.evaluate`, as `evaluate(numbers, batch_size, params, model, data, order, count)`.
         measure_alignment: `epoch.measure_alignment`, as `measure_alignment(numbers, state, batch, key)`.
     """
 
     zero_metrics: Callable[[Callable], epoch.Metrics]
-    steps: Callable[..., Callable]
+    steps: Callable[..., Steps]
     evaluate: Callable[..., epoch.Metrics]
     measure_alignment: Callable[..., epoch.Metrics]
 
@@ -230,19 +246,18 @@ def _programs(
     return Programs(zero_metrics, steps, evaluate, measure_alignment)
 
 
-def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: str) -> Callable:
-    """As `epoch.train_steps`, compiled for such arguments as its first ones; or one step at a time where XLA is slow at
-    what is in loops.
+def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: str) -> Steps:
+    """The program for such arguments as its first ones; of one step at a time where XLA is slow at what is in loops.
 
     Raises:
         ConfigError: it takes more memory than a device has.
     """
     if jax.config.jax_disable_jit:
-        return epoch.steps_one_by_one(one_step)
+        return Steps(epoch.steps_one_by_one(one_step), alone=True)
     of_one, of_many = (jax.jit(run, donate_argnums=(4, 5)) for run in (one_step, train_steps))
     traced = of_one.trace(*arguments, 0)
-    alone = slow_in_loops(traced.jaxpr)
-    program = (traced if alone else of_many.trace(*arguments, 0, 0)).lower().compile()
+    singly = slow_in_loops(traced.jaxpr)
+    program = (traced if singly else of_many.trace(*arguments, 0, 0)).lower().compile()
     size = program.memory_analysis()
     needed = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
     if size.temp_size_in_bytes + needed > device_memory():
@@ -250,4 +265,5 @@ def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: 
             f"{what}, which needs {(size.temp_size_in_bytes + needed) / 1e9:.3g} GB of "
             f"each device; allowed: what fits into {device_memory() / 1e9:.3g} GB"
         )
-    return epoch.steps_one_by_one(program) if alone else program
+    run = epoch.steps_one_by_one(program) if singly else program
+    return Steps(run, alone=LAPACK.search(program.as_text()) is not None)

@@ -98,6 +98,7 @@ class Going(NamedTuple):
         window: of the examples in use, and the `windows` that follow.
         advance: `advance(state, totals, window, count)`, up to so many steps from the `done`th on: the state and the
             totals afterwards, and how many steps there were.
+        alone: whether that is to be called only while no other group is.
     """
 
     state: TrainState
@@ -107,6 +108,7 @@ class Going(NamedTuple):
     window: Window
     windows: Iterator[Window]
     advance: Callable[..., tuple[TrainState, Metrics, Any]]
+    alone: bool
 
 
 def train_round(run: Run, round: Round, standing: Standing) -> Standing:
@@ -132,7 +134,8 @@ def train_round(run: Run, round: Round, standing: Standing) -> Standing:
         for number, group in enumerate(run.groups)
         if any(standing.faults[member] is None for member in group.members)
     }
-    start, count, workers = time.perf_counter(), 1, min(len(run.groups), at_a_time())
+    workers = 1 if any(of.alone for of in going.values()) else min(len(run.groups), at_a_time())
+    start, count = time.perf_counter(), 1
     with progress_bar(run, label, going) as tell, ThreadPoolExecutor(workers) as pool:
         # Contexts, of precision for one, are a thread's own.
         run_all = pool.map if workers > 1 else map
@@ -179,9 +182,9 @@ def begin(run: Run, round: Round, group: Group, standing: Standing) -> Going:
     program = group.programs.steps(round.step, group.numbers, window.data, window.order, key, state, totals)
 
     def advance(state, totals, window, first, count):
-        return program(group.numbers, window.data, window.order, key, state, totals, first - window.first, count)
+        return program.run(group.numbers, window.data, window.order, key, state, totals, first - window.first, count)
 
-    return Going(state, totals, done, done >= steps, window, windows, advance)
+    return Going(state, totals, done, done >= steps, window, windows, advance, program.alone)
 
 
 def advance(run: Run, count: int, going: Going) -> Going:

@@ -1,0 +1,194 @@
+"""The papers' tables beside ours: `python -m benchmarks.published --data_dir=DIR` runs, or continues, what is missing.
+
+A row (`benchmarks.tables`) is one run of `python -m jaxdtp.main`, of all its seeds at once, and is kept as
+benchmarks/results/published/NAME-RULE.json; runs of other seeds, recorded as NAME-RULE-*.json, belong to it, too. Then
+the table is written: benchmarks/results/published.json, .md and .png. Without --data_dir it is written of what is
+there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.record import RESULTS, mean_and_std
+from benchmarks.tables import ROWS, Row
+from jaxdtp.plots import curve, style
+from jaxdtp.reports import of_blocks
+from jaxdtp.statistics import over_seeds, welch
+
+KEPT = RESULTS / "published"
+RULES = {"ldrl_fast": "fast L-DRL", "bp": "BP"}
+
+
+def train(row: Row, workdir: Path, data_dir: str, options: tuple[str, ...] = (), deadline: float | None = None) -> bool:
+    """Train a row, or go on with it, and keep the result.
+
+    Args:
+        row: what to train.
+        workdir: of all rows.
+        data_dir: of TFDS.
+        options: of the command, besides the row's.
+        deadline: of `time.monotonic`, which cuts it short.
+
+    Returns:
+        Whether it ended, well or badly, before the deadline.
+    """
+    run = workdir / f"{row.name}-{row.rule}"
+    command = ["-m", "jaxdtp.main", *row.command, *options]
+    print("$ python", *command, flush=True)
+    places = [f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
+    left = None if deadline is None else max(1.0, deadline - time.monotonic())
+    try:
+        code = subprocess.run([sys.executable, *command, *places], timeout=left).returncode
+    except subprocess.TimeoutExpired:
+        return False
+    if code:
+        print(f"exit {code}: it is left out", flush=True)
+    else:
+        shown = " ".join(["python", *command, "--config.dataset.data_dir=DIR"])
+        # In a process of its own: this one must not take a GPU's memory from the next run.
+        record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{row.name}-{row.rule}", shown]
+        subprocess.run(record, check=True)
+    return True
+
+
+def kept(row: Row) -> tuple[dict[int, dict], list[str]]:
+    """What is kept of a row: by seed, 'accuracy' and 'epochs', and the commands."""
+    found, commands = {}, []
+    name = f"{row.name}-{row.rule}"
+    for path in sorted([*KEPT.glob(f"{name}.json"), *KEPT.glob(f"{name}-*.json")]):
+        result = json.loads(path.read_text())
+        commands.append(result["command"])
+        summary, epochs = result["summary"], result["epochs"]
+        if "seeds" in summary:
+            for seed, of_seed in summary["seeds"].items():
+                own = [{"epoch": epoch["epoch"]} | epoch["seeds"][seed] for epoch in epochs]
+                found[int(seed)] = {"accuracy": of_seed[row.metric], "epochs": own}
+        else:
+            found[result["config"]["seed"]] = {"accuracy": summary[row.metric], "epochs": epochs}
+    return dict(sorted(found.items())), commands
+
+
+def collect() -> list[dict]:
+    """All rows, those without a result included.
+
+    Returns:
+        For each: 'name', 'rule', 'paper', 'what', 'published' (accuracy between 0 and 1, or None), 'accuracies' (by
+        seed), 'epochs', 'command', 'p' (Welch, against BP of the same name), 'angle' (degrees to the backpropagation
+        gradient, median over hidden layers, epochs and seeds) and 'needs_gpu'.
+    """
+    of_bp = {row.name: [result["accuracy"] for result in kept(row)[0].values()] for row in ROWS if row.rule == "bp"}
+    lines = []
+    for row in ROWS:
+        results, commands = kept(row)
+        accuracies = {seed: result["accuracy"] for seed, result in results.items()}
+        epochs = [epoch for result in results.values() for epoch in result["epochs"]]
+        # Without the smallest one: that of the output layer, whose update is the gradient whatever the feedback.
+        angles = [angle for epoch in epochs for angle in sorted(of_blocks(epoch, "update_angle").values())[1:]]
+        probability = None if row.rule == "bp" else welch(list(accuracies.values()), of_bp.get(row.name, []))
+        lines.append(
+            {
+                "name": row.name,
+                "rule": row.rule,
+                "paper": row.paper,
+                "what": row.what,
+                "published": row.published,
+                "accuracies": accuracies,
+                "epochs": max((epoch["epoch"] for epoch in epochs), default=None),
+                "command": "; ".join(commands) or " ".join(["python -m jaxdtp.main", *row.command]),
+                "p": probability,
+                "angle": float(np.nanmedian(angles)) if angles else None,
+                "needs_gpu": row.gpu,
+            }
+        )
+    return lines
+
+
+def table(lines: list[dict]) -> str:
+    """The rows in Markdown."""
+    text = [
+        "| network and data | rule | published (%) | here (%) | seeds | epochs | p against BP | angle to BP (°) "
+        "| again by `python -m benchmarks.published` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        accuracies = [100 * accuracy for accuracy in line["accuracies"].values()]
+        published = "" if line["published"] is None else f"{100 * line['published']:.2f} ({line['paper']})"
+        missing = "not run: wants a GPU" if line["needs_gpu"] else "not run yet"
+        cells = [
+            line["what"],
+            f"`{line['rule']}`",
+            published,
+            mean_and_std(accuracies) if accuracies else missing,
+            f"{len(accuracies) or ''}",
+            f"{line['epochs'] or ''}",
+            *("" if line[key] is None else f"{line[key]:.2g}" for key in ("p", "angle")),
+            f"`--rows={line['name']}`",
+        ]
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def plot() -> plt.Figure:
+    """Validation accuracy over epochs, mean and standard deviation over seeds, and a panel for each network."""
+    panels = {}
+    for row in ROWS:
+        if results := kept(row)[0]:
+            panels.setdefault(row.what, []).append((row.rule, results))
+    columns = min(4, len(panels))
+    figure, axes = plt.subplots(
+        -(-len(panels) // columns), columns, figsize=(12, 3 * -(-len(panels) // columns)), layout="constrained"
+    )
+    for panel, (what, curves) in zip(np.ravel(axes), panels.items(), strict=False):
+        for colour, (rule, results) in enumerate(curves):
+            of_epochs = zip(*(result["epochs"] for result in results.values()), strict=True)
+            records = [over_seeds(dict(zip(results, of_epoch, strict=True))) for of_epoch in of_epochs]
+            look = {"color": f"C{colour}", "markersize": 3, "linewidth": 1, "label": RULES.get(rule, rule)}
+            curve(panel, records, "validation_top1", 100, "o-", **look)
+        panel.set_title(what, fontsize="small")
+        panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(frameon=False, fontsize="small", loc="lower right")
+        style(panel)
+    for panel in np.ravel(axes)[len(panels) :]:
+        panel.axis("off")
+    figure.supylabel("validation accuracy (%)")
+    return figure
+
+
+def write() -> str:
+    """Write published.json, .md and .png; the table."""
+    lines = collect()
+    (RESULTS / "published.json").write_text(json.dumps(lines, indent=1) + "\n")
+    (RESULTS / "published.md").write_text(f"{table(lines)}\n")
+    plot().savefig(RESULTS / "published.png", dpi=160)
+    return table(lines)
+
+
+def main() -> None:
+    """Train what is missing, writing the table after each row."""
+    names = list(dict.fromkeys(row.name for row in ROWS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", help=f"names, with commas between; allowed: {', '.join(names)}")
+    parser.add_argument("--data_dir", default="", help="of TFDS; without it nothing is trained")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/published"), help="of the runs")
+    arguments = parser.parse_args()
+    wanted = arguments.rows.split(",") if arguments.rows else names
+    for name in wanted:
+        if name not in names:
+            parser.error(f"--rows: got {name!r}; allowed: {', '.join(names)}")
+    print(write())
+    for row in sorted(ROWS, key=lambda row: wanted.index(row.name) if row.name in wanted else len(wanted)):
+        missing = row.name in wanted and not row.gpu and len(kept(row)[0]) < row.seeds
+        if missing and arguments.data_dir and train(row, arguments.workdir, arguments.data_dir):
+            print(write())
+
+
+if __name__ == "__main__":
+    main()
