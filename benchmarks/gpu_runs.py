@@ -1,32 +1,24 @@
-"""Everything that wants a GPU, in calls of a few minutes each: step times, and whole runs of VGG and ResNet-20.
-
-The runs are of CIFAR-10, with the settings of their configurations, in TF32.
+"""Everything that wants a GPU, in calls of a few minutes each: step times, and runs of `benchmarks.tables` in TF32.
 
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 
-What is finished (or failed) is skipped, and a run that the last call cut short goes on from its checkpoint: call it
-until it says that everything is done. Results are kept in benchmarks/results/ and, where --out is given, in
-OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
+Rows that take too long on a CPU come first. What is finished (or failed) is skipped, and a run that the last call cut
+short goes on from its checkpoint: call it until it says that everything is done. Results are kept in
+benchmarks/results/ and, where --out is given, in OUT/results.tar.gz. --small does the same with a few steps of a few
+images, to try it on a CPU.
 """
 
 import argparse
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
 
+from benchmarks import published
 from benchmarks.record import RESULTS
+from benchmarks.tables import ROWS
 
-RUNS = {
-    "cifar10_vgg_bp": ["--config=configs/cifar10_vgg.py", "--config.algorithm=bp"],
-    "cifar10_vgg_fast": ["--config=configs/cifar10_vgg_fast.py"],
-    "cifar10_resnet20_bp": ["--config=configs/cifar10_resnet20_fast.py", "--config.algorithm=bp"],
-    "cifar10_resnet20_fast": ["--config=configs/cifar10_resnet20_fast.py"],
-    "cifar10_vgg": ["--config=configs/cifar10_vgg.py"],
-}
-TRAINING = ["--config.matmul_precision=tensorfloat32", "--config.alignment.every_epochs=10"]
-SMALL_TRAINING = ["--config.num_epochs=2", "--config.steps_per_epoch=2", "--config.batch_size=8"]
+TRAINING = ("--config.matmul_precision=tensorfloat32",)
+SMALL_TRAINING = ("--config.num_epochs=2", "--config.steps_per_epoch=2", "--config.batch_size=8")
 STEP_TIMES = [
     ["--network=vgg", "--batch=128", "--precision=float32"],
     ["--network=vgg", "--batch=128", "--precision=tensorfloat32"],
@@ -37,39 +29,23 @@ STEP_TIMES = [
 SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]
 
 
-def run_until(deadline: float, command: list[str]) -> bool:
-    """Run a command, whether it succeeds or fails; False where the deadline (`time.monotonic`) cuts it short."""
-    print("$", *command[1:], flush=True)
-    try:
-        result = subprocess.run(command, timeout=max(1.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return False
-    if result.returncode:
-        print(f"exit {result.returncode}: it is left out", flush=True)
-    return True
-
-
 def work(deadline: float, workdir: Path, small: bool, data_dir: str) -> bool:
-    """Do what is left, as far as the time allows; whether everything is done."""
+    """Do what is left, as far as the time (`time.monotonic`) allows; whether everything is done."""
     workdir.mkdir(parents=True, exist_ok=True)
     for options in SMALL_STEP_TIMES if small else STEP_TIMES:
         done = workdir / ("step_time" + "".join(options).replace("-", ""))
         if not done.exists():
             keep = ["--json", str(done) + ".json"] if small else ["--record"]
-            if not run_until(deadline, [sys.executable, "-m", "benchmarks.step_time", *options, *keep]):
+            if published.run_until(deadline, ["-m", "benchmarks.step_time", *options, *keep]) is None:
                 return False
             done.touch()
-    for name, options in RUNS.items():
-        run, done = workdir / name, workdir / f"{name}.done"
-        if done.exists():
+    for row in sorted(ROWS, key=lambda row: not row.gpu):
+        done = workdir / f"{row.name}-{row.rule}.done"
+        if done.exists() or len(published.kept(row)[0]) >= row.seeds:
             continue
-        options = [*options, *TRAINING, *(SMALL_TRAINING if small else []), f"--config.dataset.data_dir={data_dir}"]
-        if not run_until(deadline, [sys.executable, "-m", "jaxdtp.main", *options, f"--workdir={run}"]):
+        options = TRAINING + (SMALL_TRAINING if small else ())
+        if not published.train(row, workdir, data_dir, options, deadline, keep=not small):
             return False
-        if not small and (run / "summary.json").exists():
-            # In a process of its own: this one must not take the GPU's memory from the next run.
-            shown = " ".join(["python -m jaxdtp.main", *options[:-1], "--config.dataset.data_dir=DIR"])
-            subprocess.run([sys.executable, "-m", "benchmarks.record", str(run), name, shown, "accuracy"], check=True)
         done.touch()
     return True
 

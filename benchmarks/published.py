@@ -8,6 +8,7 @@ there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -26,8 +27,29 @@ KEPT = RESULTS / "published"
 RULES = {"ldrl_fast": "fast L-DRL", "bp": "BP"}
 
 
-def train(row: Row, workdir: Path, data_dir: str, options: tuple[str, ...] = (), deadline: float | None = None) -> bool:
-    """Train a row, or go on with it, and keep the result.
+def run_until(deadline: float, arguments: list[str]) -> int | None:
+    """The exit code of `python ARGUMENTS`; None where the deadline (`time.monotonic`) cuts it short."""
+    print("$ python", *arguments, flush=True)
+    left = None if math.isinf(deadline) else max(1.0, deadline - time.monotonic())
+    try:
+        code = subprocess.run([sys.executable, *arguments], timeout=left).returncode
+    except subprocess.TimeoutExpired:
+        return None
+    if code:
+        print(f"exit {code}: it is left out", flush=True)
+    return code
+
+
+def train(
+    row: Row,
+    workdir: Path,
+    data_dir: str,
+    options: tuple[str, ...] = (),
+    deadline: float = math.inf,
+    *,
+    keep: bool = True,
+) -> bool:
+    """Train a row, or go on with it.
 
     Args:
         row: what to train.
@@ -35,27 +57,19 @@ def train(row: Row, workdir: Path, data_dir: str, options: tuple[str, ...] = (),
         data_dir: of TFDS.
         options: of the command, besides the row's.
         deadline: of `time.monotonic`, which cuts it short.
+        keep: whether the result is recorded.
 
     Returns:
         Whether it ended, well or badly, before the deadline.
     """
-    run = workdir / f"{row.name}-{row.rule}"
-    command = ["-m", "jaxdtp.main", *row.command, *options]
-    print("$ python", *command, flush=True)
-    places = [f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
-    left = None if deadline is None else max(1.0, deadline - time.monotonic())
-    try:
-        code = subprocess.run([sys.executable, *command, *places], timeout=left).returncode
-    except subprocess.TimeoutExpired:
-        return False
-    if code:
-        print(f"exit {code}: it is left out", flush=True)
-    else:
+    run, command = workdir / f"{row.name}-{row.rule}", ["-m", "jaxdtp.main", *row.command, *options]
+    code = run_until(deadline, [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"])
+    if code == 0 and keep:
         shown = " ".join(["python", *command, "--config.dataset.data_dir=DIR"])
         # In a process of its own: this one must not take a GPU's memory from the next run.
         record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{row.name}-{row.rule}", shown]
         subprocess.run(record, check=True)
-    return True
+    return code is not None
 
 
 def kept(row: Row) -> tuple[dict[int, dict], list[str]]:
@@ -111,27 +125,31 @@ def collect() -> list[dict]:
 
 
 def table(lines: list[dict]) -> str:
-    """The rows in Markdown."""
+    """The rows that have been run, in Markdown, and the names of the others."""
     text = [
         "| network and data | rule | published (%) | here (%) | seeds | epochs | p against BP | angle to BP (°) "
         "| again by `python -m benchmarks.published` |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
+        if not line["accuracies"]:
+            continue
         accuracies = [100 * accuracy for accuracy in line["accuracies"].values()]
-        published = "" if line["published"] is None else f"{100 * line['published']:.2f} ({line['paper']})"
-        missing = "not run: wants a GPU" if line["needs_gpu"] else "not run yet"
         cells = [
             line["what"],
             f"`{line['rule']}`",
-            published,
-            mean_and_std(accuracies) if accuracies else missing,
-            f"{len(accuracies) or ''}",
-            f"{line['epochs'] or ''}",
+            "" if line["published"] is None else f"{100 * line['published']:.2f} ({line['paper']})",
+            mean_and_std(accuracies),
+            f"{len(accuracies)}",
+            f"{line['epochs']}",
             *("" if line[key] is None else f"{line[key]:.2g}" for key in ("p", "angle")),
             f"`--rows={line['name']}`",
         ]
         text.append(f"| {' | '.join(cells)} |")
+    for needs_gpu, when in ((False, "Not run yet"), (True, "Not run, for want of a GPU")):
+        missing = [line for line in lines if not line["accuracies"] and line["needs_gpu"] == needs_gpu]
+        if missing:
+            text += ["", f"{when}: " + "; ".join(f"{line['what']}, by `{line['rule']}`" for line in missing) + "."]
     return "\n".join(text)
 
 

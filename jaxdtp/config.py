@@ -116,6 +116,7 @@ def default_config() -> ConfigDict:
     config.when.ldrl_layers = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
     config.when.kp = {"beta": 1.0}
     config.when.weight_mirror = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (0.05,)}}
+    config.when.jml = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
     config.when.sign_symmetry = {"beta": 1.0, "feedback": {"iterations": (1,), "learning_rate": (1.0,)}}
     return config
 

@@ -171,7 +171,7 @@ def kernels(params):
     return {name: of_block["kernel"] for name, of_block in params.items()}
 
 
-@pytest.mark.parametrize("name", ["sign_symmetry", "weight_mirror", "ldrl_fast"])
+@pytest.mark.parametrize("name", ["sign_symmetry", "weight_mirror", "jml", "ldrl_fast"])
 def test_steps_train_the_feedback_weights_of_all_layers(name):
     """The first block's too, which send errors to nobody; biases have none."""
     optimizer = optax.sgd(0.0)
@@ -180,6 +180,8 @@ def test_steps_train_the_feedback_weights_of_all_layers(name):
         old, forward = kernels(before.feedback)[block], kernels(before.forward)[block]
         if name == "sign_symmetry":
             np.testing.assert_array_equal(kernel, jnp.copysign(old, forward))
+        elif name == "jml":
+            np.testing.assert_allclose(kernel, old / 4 + forward * 3 / 4, rtol=1e-4, atol=1e-7)
         else:
             assert jnp.any(kernel != old)
         np.testing.assert_array_equal(after.feedback[block]["bias"], before.feedback[block]["bias"])
@@ -216,6 +218,13 @@ def test_fast_ldrl_from_matched_weights_is_backprop():
     )
     chex.assert_trees_all_close(fast.forward, backprop.forward, rtol=1e-9, atol=1e-12)
     chex.assert_trees_all_close(kernels(fast.feedback), kernels(fast.forward), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_the_minimum_of_the_jacobian_matching_loss_is_backprop_from_the_first_step_on():
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    matched, backprop = (train(name, NETWORKS["lenet"], optimizer, random_batches(6))[-1] for name in ("jml", "bp"))
+    chex.assert_trees_all_close(matched.forward, backprop.forward, rtol=1e-9, atol=1e-12)
 
 
 def fixed_feedback(network, beta):

@@ -16,6 +16,14 @@ from jaxdtp.rounds import DivergedError
 from jaxdtp.search.__main__ import main as search
 
 
+def test_programs_that_call_lapack_dont_wait_for_each_other(tmp_path):
+    """Two at a time would wait forever for the two threads of two cores (jaxlib 0.10)."""
+    module = f"--config.network.module={ROOT}/tests/models.py:Cholesky"
+    options = ("--config.algorithm=bp", "--config.num_epochs=2", "--config.seeds=2", f"--workdir={tmp_path}")
+    done = run_process("digits_mlp", module, *options)
+    assert done.returncode == 0, done.stderr
+
+
 def without_timings(record):
     return {name: value for name, value in record.items() if name not in TIMINGS}
 

@@ -13,7 +13,7 @@ from jaxdtp.learning.feedback import (
     there_and_back,
 )
 from jaxdtp.learning.inverse import inverse_target, output_inverse_target
-from jaxdtp.learning.layers import LayerRule, copy_signs, match_layers, mirror_layers
+from jaxdtp.learning.layers import LayerRule, copy_signs, match_layers, minimise_mismatch, mirror_layers
 from jaxdtp.learning.targets import TargetRule, difference_target, plain_target
 
 
@@ -68,6 +68,7 @@ ALGORITHMS = {
     "ldrl_layers": Algorithm(match_layers, None, paths="layers"),
     "kp": Algorithm(None, None, paths="layers", shared_update=True),
     "weight_mirror": Algorithm(mirror_layers, None, paths="layers"),
+    "jml": Algorithm(minimise_mismatch, None, paths="layers"),
     "sign_symmetry": Algorithm(copy_signs, None, paths="layers"),
     "fa": Algorithm(None, None, paths="layers"),
     "bp": Algorithm(None, None, paths="none"),

@@ -174,9 +174,37 @@ def copy_signs(
     Sign-symmetry as 'frSF' of Liao, Leibo & Poggio 2016 (Moskovitz et al. 2018): each weight's sign is transported.
     """
     del weights_of, probes, rate
-    signed = frozenset().union(*(layer.leaves for layer in layers))
+    return _with_weights(layers, params, feedback_params, lambda weight, feedback: jnp.copysign(feedback, weight))
+
+
+def minimise_mismatch(
+    layers: Layers,
+    weights_of: Callable[[Any], list[jax.Array]],
+    params: Any,
+    feedback_params: Any,
+    probes: list[jax.Array],
+    rate: float,
+) -> tuple[Any, list[jax.Array]]:
+    """O <- (1 - rate) O + rate W: all the way, with a rate of 1, to the minimum of the Jacobian matching loss
+    |J_G - J_F^T|^2 (Bao et al. 2024), which is where feedback weights are the forward weights if both ways have the
+    same slopes.
+
+    What the paper does to feedback with slopes of its own isn't known here, but for its abstract: feedback loss is
+    minimised analytically, layer by layer, instead of by iterations. Weights are transported.
+    """
+    del weights_of, probes
+    return _with_weights(
+        layers, params, feedback_params, lambda weight, feedback: feedback + rate * (weight - feedback)
+    )
+
+
+def _with_weights(
+    layers: Layers, params: Any, feedback_params: Any, combine: Callable[[jax.Array, jax.Array], jax.Array]
+) -> tuple[Any, list[jax.Array]]:
+    """What `combine(W, O)` gives of each layer's weights, and no losses."""
+    paired = frozenset().union(*(layer.leaves for layer in layers))
     forward, (leaves, structure) = jax.tree.leaves(params), jax.tree.flatten(feedback_params)
-    leaves = [jnp.copysign(leaf, forward[index]) if index in signed else leaf for index, leaf in enumerate(leaves)]
+    leaves = [combine(forward[index], leaf) if index in paired else leaf for index, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, leaves), [jnp.zeros(()) for _ in layers]
 
 
