@@ -21,10 +21,10 @@ from benchmarks.record import RESULTS, mean_and_std, origin
 from benchmarks.steps import jaxdtp_step
 from benchmarks.timing import interleaved
 from configs import digits_lenet, digits_mlp
-from jaxdtp.config import resolve
-from jaxdtp.reports import of_blocks, read_records
-from jaxdtp.rounds import DivergedError
-from jaxdtp.train import train_and_evaluate
+from jaxdtp.configuration.config import resolve
+from jaxdtp.results.reports import of_blocks, read_records
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import train_and_evaluate
 
 ANGLES = ("update_angle", "weight_angle")
 SEEDS = 3

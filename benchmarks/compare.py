@@ -25,13 +25,14 @@ from benchmarks.record import RESULTS, mean_and_std, origin
 from benchmarks.steps import jaxdtp_step
 from benchmarks.timing import interleaved
 from jaxdtp import data
-from jaxdtp.config import ConfigError, resolve
+from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.plots import style
-from jaxdtp.reports import of_blocks
-from jaxdtp.rounds import DivergedError
-from jaxdtp.statistics import welch
-from jaxdtp.train import train_and_evaluate
+from jaxdtp.results.plots import style
+from jaxdtp.results.reports import of_blocks
+from jaxdtp.results.statistics import welch
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import train_and_evaluate
+from jaxdtp.system.errors import ConfigError
 
 DIVERGED = "diverged.txt"
 

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.collectives import SENT
 from benchmarks.steps import CLASSES, IMAGE
-from jaxdtp.build import build_network, build_settings
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import probe_shape
 from jaxdtp.learning.state import init_state
 from jaxdtp.models.blocks import Block, example_of
+from jaxdtp.running.build import build_network, build_settings
 
 NUMBER = 4
 """Bytes of a float32."""

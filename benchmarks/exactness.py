@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from benchmarks.compare import median_angle, run
 from benchmarks.record import RESULTS, origin
 from configs import mnist_mlp
-from jaxdtp.config import resolve
+from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.targets import TargetRule
-from jaxdtp.plots import style
+from jaxdtp.results.plots import style
 
 EPOCHS, PRETRAINING = 3, 2
 TRUE = "true inverse"

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import frozen
 from jaxdtp.learning.algorithms import ALGORITHMS
-from jaxdtp.plots import style
+from jaxdtp.results.plots import style
 
 RULES = {"L-DRL": "ldrl", "DTP": "dtp"}
 LABELS = {"weight_angle": "angle (degrees)", "weight_distance": "relative distance"}

@@ -18,13 +18,13 @@ from benchmarks.record import RESULTS, origin
 from configs import cifar10_lenet
 from jaxdtp import data
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.build import build_preprocessing
-from jaxdtp.epoch import normalise
 from jaxdtp.learning import paths
 from jaxdtp.learning.feedback import FeedbackRule, FeedbackTraining, train_feedback
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import FEEDBACK_ACTIVATIONS, Pass, Units, matched_elu
 from jaxdtp.models.networks import Network, NetworkParameters
+from jaxdtp.running.build import build_preprocessing
+from jaxdtp.running.epoch import normalise
 
 
 class Setting(NamedTuple):

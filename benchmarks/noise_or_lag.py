@@ -20,9 +20,7 @@ import optax
 from benchmarks.record import RESULTS, origin
 from configs import mnist_lenet
 from jaxdtp import data
-from jaxdtp.build import build_network, build_preprocessing, build_settings, steps_in_epoch
-from jaxdtp.config import resolve
-from jaxdtp.epoch import normalise
+from jaxdtp.configuration.config import resolve
 from jaxdtp.learning import paths
 from jaxdtp.learning.state import Settings, init_state
 from jaxdtp.learning.targets import (
@@ -33,7 +31,9 @@ from jaxdtp.learning.targets import (
     propagate_targets,
 )
 from jaxdtp.models import networks
-from jaxdtp.plots import style
+from jaxdtp.results.plots import style
+from jaxdtp.running.build import build_network, build_preprocessing, build_settings, steps_in_epoch
+from jaxdtp.running.epoch import normalise
 
 STEPS = 400
 SHOWN = "conv_1"  # the block whose activations are drawn

@@ -30,12 +30,12 @@ from benchmarks.cost_model import MACHINES, Blocks, Exchange, Machine, Mesh
 from benchmarks.record import RESULTS, origin
 from benchmarks.steps import CLASSES, IMAGE, configure
 from configs import cifar10_vgg, cifar10_vgg_fast
-from jaxdtp.build import build_network, build_settings
+from jaxdtp.devices.parallel import AXES, Parallel, divide_batch
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 from jaxdtp.learning.train_feedback import trained_blocks
-from jaxdtp.parallel import AXES, Parallel, divide_batch
-from jaxdtp.plots import style
+from jaxdtp.results.plots import style
+from jaxdtp.running.build import build_network, build_settings
 
 CONFIGS = {"cifar10_vgg": cifar10_vgg, "cifar10_vgg_fast": cifar10_vgg_fast}
 COMPILED = (Mesh(2, 1), Mesh(8, 1), Mesh(1, 2), Mesh(1, 5), Mesh(4, 2), Mesh(2, 4))

@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.record import RESULTS, mean_and_std
 from benchmarks.tables import ROWS, Row
-from jaxdtp.plots import curve, style
-from jaxdtp.reports import of_blocks
-from jaxdtp.statistics import over_seeds, welch
+from jaxdtp.results.plots import curve, style
+from jaxdtp.results.reports import of_blocks
+from jaxdtp.results.statistics import over_seeds, welch
 
 KEPT = RESULTS / "published"
 RULES = {"ldrl_fast": "fast L-DRL", "bp": "BP"}

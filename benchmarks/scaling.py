@@ -17,7 +17,7 @@ from benchmarks.record import RESULTS, origin
 from benchmarks.steps import configure, jaxdtp_step
 from benchmarks.timing import interleaved, summary
 from configs import cifar10_vgg, cifar10_vgg_fast
-from jaxdtp.plots import style
+from jaxdtp.results.plots import style
 
 
 class Size(NamedTuple):

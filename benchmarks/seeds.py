@@ -19,15 +19,15 @@ from etils import epath
 
 from benchmarks.record import RESULTS, origin
 from benchmarks.timing import interleaved
-from jaxdtp.build import build_settings, steps_in_epoch
-from jaxdtp.config import resolve, seeds_of
+from jaxdtp.configuration.config import resolve, seeds_of
 from jaxdtp.data import load_for_seeds
-from jaxdtp.groups import at_a_time, division, groups_of
-from jaxdtp.parallel import Parallel, make_mesh
-from jaxdtp.plots import style
-from jaxdtp.rounds import Run, advance, begin, round_at
-from jaxdtp.standing import fresh
-from jaxdtp.train import start
+from jaxdtp.devices.parallel import Parallel, make_mesh
+from jaxdtp.results.plots import style
+from jaxdtp.running.build import build_settings, steps_in_epoch
+from jaxdtp.running.groups import at_a_time, division, groups_of
+from jaxdtp.running.rounds import Run, advance, begin, round_at
+from jaxdtp.running.standing import fresh
+from jaxdtp.running.train import start
 
 CONFIGS = {"digits_mlp": ("bp", "ldrl_fast", "ldrl"), "digits_lenet": ("bp", "ldrl_fast"), "mnist_lenet_fast": ("bp",)}
 SEEDS = {"digits_mlp": (1, 2, 4, 8, 16, 32), "digits_lenet": (1, 2, 4, 8, 16, 32), "mnist_lenet_fast": (1, 2, 4, 8)}

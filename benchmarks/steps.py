@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp.build import build_network, build_settings
-from jaxdtp.config import resolve
+from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import probe_shape
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS, Network
+from jaxdtp.running.build import build_network, build_settings
 
 IMAGE = (32, 32, 3)
 CLASSES = 10

@@ -1,6 +1,6 @@
 """LeNet 32-64-512 on CIFAR-10 as published (Ernoult et al. 2022): 85.3 % by L-DRL, 86.3 % by BP."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -4,7 +4,7 @@ Settings are the published ones, converted as in mnist_mlp.py; a convolutional l
 features there. Their convolutional layers' feedback has no bias, which cancels anyway.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -4,7 +4,7 @@ Architecture, rule and symmetric start are the published ones. Feedback settings
 has as many blocks.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

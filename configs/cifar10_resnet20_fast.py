@@ -1,6 +1,6 @@
 """ResNet-20 (He et al. 2016, section 4.2) on CIFAR-10 by fast L-DRL, with their settings."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

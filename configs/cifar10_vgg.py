@@ -1,6 +1,6 @@
 """VGG 128-128-256-256-512 on CIFAR-10 as published (Ernoult et al. 2022): 89.4 % by L-DRL, 89.0 % by BP."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -3,7 +3,7 @@
 With first-order targets beta only scales the learning rate: at beta = 1 the learning rate means what it means for BP.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """LeNet 16-32-64 on scikit-learn's digits, no download. Settings are our own, tuned on validation data."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

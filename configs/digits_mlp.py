@@ -1,6 +1,6 @@
 """MLP 64-256-128-10 on scikit-learn's digits, no download. Settings are our own, tuned on validation data."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def searched(beta, forward_rate, optimizer, rate, iterations, noise_scale):

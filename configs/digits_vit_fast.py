@@ -1,6 +1,6 @@
 """A vision transformer on scikit-learn's digits by fast L-DRL, no download. Settings are our own."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

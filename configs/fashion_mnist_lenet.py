@@ -3,7 +3,7 @@
 The published feedback settings are those of CIFAR-10; normalisation is our own, scaled as published for CIFAR-10.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """ResNet-18 with a 3x3 stem on ImageNet 32x32 by fast L-DRL."""
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -3,7 +3,7 @@
 Our own choice: ImageNet's mean, and three times its standard deviation, as the published CIFAR-10 runs scale theirs.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

@@ -6,7 +6,7 @@ has 41, 51, 24, and higher feedback learning rates. Feedback weights may be nois
 after 380 steps the loss was 0.24 rather than 0.15, and conv_1's activations had grown to twice the size.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 
 def get_config():

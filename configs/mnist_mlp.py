@@ -6,7 +6,7 @@ doesn't mind, but for its epsilon and the weight decay, which are converted here
 after 1,200 steps of DTPDRL updates were 0.1 (top block) to 5 degrees (first block) off those in float64.
 """
 
-from jaxdtp.config import default_config
+from jaxdtp import default_config
 
 FEATURES, BATCH = 256, 128
 PRETRAINED = {"pretraining_epochs": 6, "extra_epochs": 1}

@@ -1,13 +1,12 @@
 """jaxdtp: training neural networks without backpropagation, by difference target propagation.
 
-The names that a notebook needs; everything else is imported from its module.
+Public are the names below, and those of `jaxdtp.alignment` and `jaxdtp.testing`; everything else may move.
 """
 
 __version__ = "0.1.0"
 
 from jaxdtp.alignment import gradient_matching, jacobian_matching
-from jaxdtp.config import ConfigError, default_config, resolve
-from jaxdtp.epoch import Preprocessing, evaluate, train_steps
+from jaxdtp.configuration.config import default_config, resolve
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.derived import with_feedback
 from jaxdtp.learning.feedback import FeedbackTraining, Noise
@@ -19,9 +18,11 @@ from jaxdtp.learning.step import classification_metrics, train_step
 from jaxdtp.models.blocks import Block, Pass, Units, conv_block, dense_block
 from jaxdtp.models.modules import OwnFeedback, network_of
 from jaxdtp.models.networks import Network, lenet, logits, mlp, vgg
-from jaxdtp.rounds import DivergedError
-from jaxdtp.train import evaluate_best, train_and_evaluate
-from jaxdtp.trained import Trained, export, load
+from jaxdtp.running.epoch import Preprocessing, evaluate, train_steps
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import evaluate_best, train_and_evaluate
+from jaxdtp.running.trained import Trained, export, load
+from jaxdtp.system.errors import ConfigError
 
 __all__ = [
     "ALGORITHMS",

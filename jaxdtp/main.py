@@ -27,17 +27,20 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from jaxdtp import __version__, beside, hosts
-from jaxdtp.allowed import RULES
-from jaxdtp.claim import remembered, stored_config
-from jaxdtp.config import ConfigError, check_key, default_config, described, one_line, resolve, shown
-from jaxdtp.console import leave_nothing_to_write, say
-from jaxdtp.hosts import StorageError
-from jaxdtp.places import is_file, is_local, of_storage, place
-from jaxdtp.reports import summary_table
-from jaxdtp.rounds import DivergedError
-from jaxdtp.signals import StoppedError
-from jaxdtp.train import evaluate_best, train_and_evaluate
+from jaxdtp import __version__
+from jaxdtp.configuration.allowed import RULES
+from jaxdtp.configuration.config import check_key, default_config, resolve
+from jaxdtp.devices import hosts
+from jaxdtp.devices.hosts import StorageError
+from jaxdtp.results.reports import summary_table
+from jaxdtp.running import beside
+from jaxdtp.running.claim import remembered, stored_config
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import evaluate_best, train_and_evaluate
+from jaxdtp.system.console import leave_nothing_to_write, say
+from jaxdtp.system.errors import ConfigError, described, one_line, shown
+from jaxdtp.system.places import is_file, is_local, of_storage, place
+from jaxdtp.system.signals import StoppedError
 
 EXIT_CODES = {ConfigError: 2, DivergedError: 3, StoppedError: 4, StorageError: 5}
 

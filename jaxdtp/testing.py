@@ -13,11 +13,11 @@ import numpy as np
 from jaxdtp import alignment
 from jaxdtp.alignment.jacobians import with_own_feedback
 from jaxdtp.alignment.updates import by_layers
-from jaxdtp.config import described
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.models.blocks import Block, Parameters, feedback
 from jaxdtp.models.modules import as_network, by_block, is_network
+from jaxdtp.system.errors import described
 
 
 def assert_jacobian_matches_transpose(

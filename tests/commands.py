@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdtp import checkpoints, data, main
-from jaxdtp.build import build_network, build_settings, steps_in_epoch
-from jaxdtp.config import default_config, resolve
+from jaxdtp import data, main
+from jaxdtp.configuration.config import default_config, resolve
 from jaxdtp.learning.state import init_state
+from jaxdtp.running import checkpoints
+from jaxdtp.running.build import build_network, build_settings, steps_in_epoch
 
 ROOT = Path(__file__).parents[1]
 TIMINGS = ("seconds", "images_per_second")

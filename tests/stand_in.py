@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jaxdtp.config import default_config
+from jaxdtp.configuration.config import default_config
 
 PATTERNS = 256
 

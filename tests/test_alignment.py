@@ -7,14 +7,14 @@ import pytest
 from published import FILES, Vectors
 
 from jaxdtp import alignment
-from jaxdtp.config import default_config
-from jaxdtp.epoch import Preprocessing, normalise
+from jaxdtp.configuration.config import default_config
 from jaxdtp.learning import paths
 from jaxdtp.learning.targets import difference_target, output_target, plain_target, propagate_targets
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Units, conv_block, dense_block, matched_elu
+from jaxdtp.running.epoch import Preprocessing, normalise
+from jaxdtp.running.train import in_precision
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
-from jaxdtp.train import in_precision
 
 BLOCKS = {
     "linear": dense_block("linear", (5,), 4, activation=False),

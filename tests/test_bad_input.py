@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from jaxdtp import main
-from jaxdtp.allowed import GROUPS, RULES
-from jaxdtp.build import build_network, build_preprocessing, build_settings, check_memory
-from jaxdtp.config import ConfigError, default_config, flatten, resolve
+from jaxdtp.configuration.allowed import GROUPS, RULES
+from jaxdtp.configuration.config import default_config, flatten, resolve
+from jaxdtp.configuration.optimizers import OPTIMIZERS, SCHEDULES
 from jaxdtp.data import Examples
-from jaxdtp.epoch import Fixed, measure_alignment, train_steps, zero_metrics
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import feedback_step, train_step
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.models.networks import NETWORKS
 from jaxdtp.models.pooling import SHARED_MAXIMA
-from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
+from jaxdtp.running.build import build_network, build_preprocessing, build_settings, check_memory
+from jaxdtp.running.epoch import Fixed, measure_alignment, train_steps, zero_metrics
+from jaxdtp.system.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = f"--config={CONFIGS[0].with_name('digits_mlp.py')}"
@@ -301,7 +302,7 @@ def test_help(argv, capsys):
     assert all(f"--{flag}: " in printed for flag in ("config", "workdir", "mode"))
 
 
-DEFAULT = "from jaxdtp.config import default_config\nfrom ml_collections.config_dict import *\n"
+DEFAULT = "from jaxdtp.configuration.config import default_config\nfrom ml_collections.config_dict import *\n"
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,7 @@ def random_run(seed, directory):
     values = dict(choose.choice(SMALL_NETWORKS))
     values |= {key: choose.choice(FOR_RUNS[key]) for key in ("algorithm", *choose.sample(sorted(FOR_RUNS), 8))}
     values |= {"feedback.iterations": (2,), "num_epochs": 1, "steps_per_epoch": 2}
-    (directory / "config.py").write_text("from jaxdtp.config import default_config as get_config")
+    (directory / "config.py").write_text("from jaxdtp.configuration.config import default_config as get_config")
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     return ["jaxdtp", f"--config={directory / 'config.py'}", *flags, f"--workdir={directory / 'run'}"]
 

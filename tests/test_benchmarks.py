@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import compare, readme, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
-from jaxdtp.build import build_network
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.models import networks
+from jaxdtp.running.build import build_network
 
 SIZES = {"channels": (2, 3), "hidden": (4,)}
 

@@ -17,7 +17,7 @@ import pytest
 import stand_in
 
 from jaxdtp import data
-from jaxdtp.config import ConfigError
+from jaxdtp.system.errors import ConfigError
 
 SIZES = {"train": 20, "test": 10}
 

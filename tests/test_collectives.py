@@ -17,7 +17,7 @@ from benchmarks.collectives import collectives
 from benchmarks.cost_model import Machine, Mesh
 from benchmarks.steps import CLASSES, IMAGE, configure, operations
 from configs import cifar10_vgg, cifar10_vgg_fast
-from jaxdtp.build import build_network
+from jaxdtp.running.build import build_network
 
 ROOT = Path(__file__).parents[1]
 

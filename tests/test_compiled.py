@@ -9,7 +9,7 @@ import pytest
 import stand_in
 
 import jaxdtp
-from jaxdtp import compiled
+from jaxdtp.system import compiled
 
 SCRIPT = """
 import sys

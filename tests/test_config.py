@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxdtp.allowed import FOR_LAYERS, RULES
-from jaxdtp.build import build_network, build_settings, check_memory, steps_in_epoch
-from jaxdtp.config import ConfigError, default_config, flatten, resolve
+from jaxdtp.configuration.allowed import FOR_LAYERS, RULES
+from jaxdtp.configuration.config import default_config, flatten, resolve
+from jaxdtp.configuration.optimizers import schedule
 from jaxdtp.data import Dataset, Split
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import init_state
-from jaxdtp.optimizers import schedule
+from jaxdtp.running.build import build_network, build_settings, check_memory, steps_in_epoch
+from jaxdtp.system.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

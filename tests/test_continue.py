@@ -10,7 +10,7 @@ from commands import ROOT, TIMINGS, final_state, records, run
 
 import jaxdtp
 from jaxdtp import main
-from jaxdtp.places import cache_home
+from jaxdtp.system.places import cache_home
 
 SHORT = ("--config.steps_per_epoch=10",)
 

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxdtp import data
-from jaxdtp.config import ConfigError, default_config
+from jaxdtp.configuration.config import default_config
 from jaxdtp.data import Examples
-from jaxdtp.epoch import Preprocessing, augment, evaluate, normalise
 from jaxdtp.models.networks import init, mlp
+from jaxdtp.running.epoch import Preprocessing, augment, evaluate, normalise
+from jaxdtp.system.errors import ConfigError
 
 SHAPE, CLASSES = (6, 5, 3), 7
 

@@ -16,11 +16,11 @@ from commands import TIMINGS, command, final_state, records, run, start
 from etils import epath
 from filelock import FileLock
 
-from jaxdtp import checkpoints
-from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.config import ConfigError
-from jaxdtp.hosts import StorageError
+from jaxdtp.devices.hosts import StorageError
 from jaxdtp.learning.state import TrainState
+from jaxdtp.running import checkpoints
+from jaxdtp.running.checkpoints import Checkpoint
+from jaxdtp.system.errors import ConfigError
 
 # Streamed batch by batch, so that a step is a call of its own, and signals stop a run within an epoch.
 SHORT = ("--config.num_epochs=2", "--config.batch_size=8", "--config.dataset.device_megabytes=0")

@@ -13,9 +13,8 @@ import stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdtp import feeding
-from jaxdtp.data import Split
-from jaxdtp.parallel import make_mesh
+from jaxdtp.data import Split, feeding
+from jaxdtp.devices.parallel import make_mesh
 
 MESH = make_mesh()
 STORED = 60

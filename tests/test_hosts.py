@@ -13,8 +13,8 @@ import pytest
 from commands import ROOT, assert_close, command, run
 
 import jaxdtp
-from jaxdtp import hosts
-from jaxdtp.config import ConfigError
+from jaxdtp.devices import hosts
+from jaxdtp.system.errors import ConfigError
 
 SHORT = ("--config.num_epochs=2", "--config.steps_per_epoch=3", "--config.feedback.iterations=2")
 

@@ -42,7 +42,7 @@ def test_a_notebooks_plots_are_its_own():
     after = """
 import tempfile
 from pathlib import Path
-from jaxdtp.plots import plot_run
+from jaxdtp.results.plots import plot_run
 looks = dict(matplotlib.rcParams)
 with tempfile.TemporaryDirectory() as directory:
     records = [{"epoch": 1, "train_top1": 0.5, "train_loss": 1.0, "activation/a": 1.0, "weight_angle/a": 3.0}]

@@ -19,9 +19,12 @@ from commands import ROOT, TIMINGS, command, final_state, records, run, start
 from etils import epath
 
 import jaxdtp
-from jaxdtp import checkpoints, data, lease, storage
-from jaxdtp.config import ConfigError, default_config, resolve
-from jaxdtp.places import place
+from jaxdtp import data
+from jaxdtp.configuration.config import default_config, resolve
+from jaxdtp.running import checkpoints
+from jaxdtp.system import lease, storage
+from jaxdtp.system.errors import ConfigError
+from jaxdtp.system.places import place
 
 SHORT = ("--config.num_epochs=3", "--config.steps_per_epoch=5", "--config.network.hidden=(16, 12)")
 
@@ -173,7 +176,7 @@ def test_leases_are_renewed_until_they_are_taken_away(bucket, monkeypatch):
 
 def test_a_run_in_use_and_one_that_was_taken_over_are_told(bucket, tmp_path):
     (tmp_path / "thief.py").write_text(
-        "from jaxdtp.trackers import Tracker\n\n\n"
+        "from jaxdtp.results.trackers import Tracker\n\n\n"
         "def steal(config, workdir, records):\n"
         "    return Tracker(lambda record: (workdir / 'claims').rmtree(), lambda summary: None)\n"
     )
@@ -257,7 +260,7 @@ def test_storage_that_cannot_be_used_is_told_in_one_line(environments, environme
 def test_a_server_that_dies_ends_the_run_with_one_line(kind, tmp_path):
     server, environment = stores.start(kind)
     (tmp_path / "killer.py").write_text(
-        "import os\n\nfrom jaxdtp.trackers import Tracker\n\n\n"
+        "import os\n\nfrom jaxdtp.results.trackers import Tracker\n\n\n"
         "def kill(config, workdir, records):\n"
         f"    return Tracker(lambda record: os.kill({server.pid}, 9), lambda summary: None)\n"
     )
@@ -325,6 +328,7 @@ def test_names_of_places(monkeypatch, tmp_path):
     for name in ("ftp://host/run", "s3://", "gs:///", "hdfs://host/run", "http:/host"):
         with pytest.raises(ConfigError, match=r"--workdir: got '.*'; allowed: a local path, gs://BUCKET/..., s3://"):
             place(name, "--workdir")
-    hidden = "import sys; sys.modules['s3fs'] = None; from jaxdtp.places import place; place('s3://b/run', '--workdir')"
+    place_it = "from jaxdtp.system.places import place; place('s3://b/run', '--workdir')"
+    hidden = f"import sys; sys.modules['s3fs'] = None; {place_it}"
     result = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60)
     assert "the package s3fs is missing; allowed: a local path, or pip install s3fs" in result.stderr

@@ -13,9 +13,10 @@ from PIL import Image
 
 import jaxdtp
 from jaxdtp import data
-from jaxdtp.config import ConfigError, default_config, resolve
+from jaxdtp.configuration.config import default_config, resolve
 from jaxdtp.data import read
 from jaxdtp.data.images import as_array, resized
+from jaxdtp.system.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (40, 6, 5, 3), np.uint8), np.arange(40) % 3
@@ -318,7 +319,7 @@ def test_images_keep_their_type():
     for dtype, scale in ((np.uint8, 255), (np.uint16, 65535), (np.float64, 1), (np.float16, 1), (bool, 1)):
         images = (IMAGES / 255 * scale).astype(dtype)
         train = data.load(group("digits", "/nowhere/data"), seed=0, data=(images, LABELS)).train
-        pixels = jaxdtp.epoch.normalise(jaxdtp.Preprocessing((0.25,), (2.0,)), train.images[:4])
+        pixels = jaxdtp.running.epoch.normalise(jaxdtp.Preprocessing((0.25,), (2.0,)), train.images[:4])
         expected = (images[:4].astype(float) / (scale if np.issubdtype(dtype, np.integer) else 1) - 0.25) / 2
         np.testing.assert_allclose(pixels, expected, atol=1e-3 if dtype == np.float16 else 1e-6)
 

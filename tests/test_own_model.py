@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, final_state, records, run, start
 
-from jaxdtp import checkpoints
+from jaxdtp.running import checkpoints
 
 OWN = f"--config.network.module={ROOT}/tests/models.py"
 SINGLE = [

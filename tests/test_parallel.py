@@ -13,18 +13,20 @@ from commands import assert_close, run, run_process
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdtp import build
-from jaxdtp.balance import balance
-from jaxdtp.config import ConfigError, default_config, resolve
+from jaxdtp.configuration.config import default_config, resolve
 from jaxdtp.learning.state import init_state
+from jaxdtp.running import build
+from jaxdtp.running.balance import balance
+from jaxdtp.system.errors import ConfigError
 
 TRAIN = """
 import functools, json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
-from jaxdtp import build, data, epoch
-from jaxdtp.config import default_config, resolve
-from jaxdtp.parallel import AXES, Parallel, divide_rows, replicate
+from jaxdtp import data
+from jaxdtp.running import build, epoch
+from jaxdtp.configuration.config import default_config, resolve
+from jaxdtp.devices.parallel import AXES, Parallel, divide_rows, replicate
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 

@@ -10,11 +10,11 @@ from commands import TIMINGS, records, short_config
 from jax import monitoring
 
 import jaxdtp
-from jaxdtp.config import flatten
+from jaxdtp.configuration.config import flatten
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.feedback import descend, ldrl_loss, reconstruction_loss
 from jaxdtp.learning.targets import difference_target
-from jaxdtp.programs import KEPT, NUMBERS, _programs
+from jaxdtp.running.programs import KEPT, NUMBERS, _programs
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

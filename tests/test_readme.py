@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxdtp.config import default_config, flatten
+from jaxdtp.configuration.config import default_config, flatten
 from jaxdtp.learning.algorithms import ALGORITHMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 import stand_in
 from commands import ROOT, run
 
-from jaxdtp import train
+from jaxdtp.running import train
 from jaxdtp.search.__main__ import load_space, main
 from jaxdtp.search.results import completed, trials_needed
 from jaxdtp.search.study import configured

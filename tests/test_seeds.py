@@ -11,8 +11,9 @@ import pytest
 from commands import ROOT, TIMINGS, run, run_process, short_config, start
 
 import jaxdtp
-from jaxdtp import main, statistics
-from jaxdtp.rounds import DivergedError
+from jaxdtp import main
+from jaxdtp.results import statistics
+from jaxdtp.running.rounds import DivergedError
 from jaxdtp.search.__main__ import main as search
 
 

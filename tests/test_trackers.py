@@ -8,7 +8,7 @@ from commands import run
 SHORT = ("--config.num_epochs=2", "--config.steps_per_epoch=3")
 OWN = """
 import json
-from jaxdtp.trackers import Tracker
+from jaxdtp.results.trackers import Tracker
 
 def to_file(config, workdir, records):
     path = workdir / "own.jsonl"

@@ -13,7 +13,8 @@ from commands import ROOT, final_state, run
 from safetensors.numpy import load_file
 
 import jaxdtp
-from jaxdtp import checkpoints, data
+from jaxdtp import data
+from jaxdtp.running import checkpoints
 
 SHORT = ("--config.num_epochs=3", "--config.steps_per_epoch=20")
 
@@ -61,7 +62,7 @@ def test_exported_parameters_are_those_of_a_flax_model(lenet, images, tmp_path):
     trained = jaxdtp.load(lenet)
     written = jaxdtp.export(trained, tmp_path / "lenet.msgpack")
     variables = flax.serialization.msgpack_restore(written.read_bytes())
-    x = jaxdtp.epoch.normalise(trained.preprocessing, jnp.asarray(images.images[:50]))
+    x = jaxdtp.running.epoch.normalise(trained.preprocessing, jnp.asarray(images.images[:50]))
     np.testing.assert_allclose(LeNet().apply(variables, x), trained.predict(images.images[:50]), rtol=1e-4, atol=1e-4)
     flat = load_file(jaxdtp.export(trained, tmp_path / "lenet.safetensors"))
     np.testing.assert_array_equal(flat["params.conv_0.kernel"], trained.params["conv_0"]["kernel"])

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp.config import ConfigError, one_line
-from jaxdtp.console import say
 from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
 from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_shape, first_line, select
 from jaxdtp.models import own
-from jaxdtp.places import of_storage
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, one_line
+from jaxdtp.system.places import of_storage
 
 SIZE = (32, 32)
 """To which images of different sizes are resized where nothing says otherwise."""

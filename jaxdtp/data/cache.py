@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from jaxdtp.config import ConfigError, one_line
-from jaxdtp.console import say
-from jaxdtp.places import cache_home, is_local, of_storage, place
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, one_line
+from jaxdtp.system.places import cache_home, is_local, of_storage, place
 
 ARRAYS = ("images.npy", "labels.npy")
 INDEX = "index.json"

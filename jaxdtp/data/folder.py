@@ -8,10 +8,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp.config import ConfigError, shown
 from jaxdtp.data.images import as_array, is_deep, is_grey
 from jaxdtp.data.stored import Found, Stored, bad_example, common_shape, first_line, parts_by_tfds
-from jaxdtp.places import place, stamp
+from jaxdtp.system.errors import ConfigError, shown
+from jaxdtp.system.places import place, stamp
 
 SPLITS = {
     "train": ("train", "training"),

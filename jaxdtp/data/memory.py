@@ -9,11 +9,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp.config import ConfigError, shown
 from jaxdtp.data.folder import SPLITS
 from jaxdtp.data.images import as_array
 from jaxdtp.data.stored import Found, Stored, check_dtype, common_shape, first_line, parts_by_tfds
-from jaxdtp.places import is_file, is_local, place
+from jaxdtp.system.errors import ConfigError, shown
+from jaxdtp.system.places import is_file, is_local, place
 
 IMAGES = ("images", "image", "x", "X", "data", "img", "imgs", "pixel_values")
 LABELS = ("labels", "label", "y", "Y", "targets", "target", "fine_label")

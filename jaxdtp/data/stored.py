@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdtp.config import ConfigError
-from jaxdtp.console import Unfailing
 from jaxdtp.data import cache
 from jaxdtp.data.images import DTYPES, as_array, resized
+from jaxdtp.system.console import Unfailing
+from jaxdtp.system.errors import ConfigError
 
 
 class Stored(NamedTuple):

@@ -12,9 +12,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp.config import ConfigError
 from jaxdtp.data.stored import Found, Stored, check_dtype, first_line, parts_by_tfds
-from jaxdtp.places import is_local, place, stamp
+from jaxdtp.system.errors import ConfigError
+from jaxdtp.system.places import is_local, place, stamp
 
 
 def find(config: ConfigDict) -> Found:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdtp.devices.parallel import Parallel
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import Algorithm
 from jaxdtp.learning.feedback import FeedbackTraining
@@ -14,7 +15,6 @@ from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, cross_entropy
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
-from jaxdtp.parallel import Parallel
 
 
 class LayerTraining(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdtp.devices.parallel import divide_jobs
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.feedback import examples_of, train_feedback
@@ -16,7 +17,6 @@ from jaxdtp.learning.state import Settings, TrainState, bind
 from jaxdtp.learning.values import parameter_names
 from jaxdtp.models.blocks import Pass, example_of
 from jaxdtp.models.networks import Network, NetworkParameters
-from jaxdtp.parallel import divide_jobs
 
 
 def train_all_feedback(

@@ -14,13 +14,15 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import data, hosts
-from jaxdtp.config import ConfigError, described, resolve, shown
-from jaxdtp.console import say
+from jaxdtp import data
+from jaxdtp.configuration.config import resolve
+from jaxdtp.devices import hosts
 from jaxdtp.main import exit_code, importing_from, load_config, parse_overrides, shipped_configs
-from jaxdtp.places import is_file, is_local, place
 from jaxdtp.search import results
 from jaxdtp.search.study import Space, check_space, configured, open_study, run_trials
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, described, shown
+from jaxdtp.system.places import is_file, is_local, place
 
 
 class Arguments(NamedTuple):

@@ -12,10 +12,10 @@ from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
-from jaxdtp import storage
-from jaxdtp.config import flatten
-from jaxdtp.plots import save, style
+from jaxdtp.configuration.config import flatten
+from jaxdtp.results.plots import save, style
 from jaxdtp.search.study import counted, shown_settings
+from jaxdtp.system import storage
 
 NEAR = 0.002
 """Accuracies that differ by no more count as the same in `trials_needed`."""
@@ -94,7 +94,7 @@ def config_file(best: ConfigDict, trial: FrozenTrial, trials: int, command: str)
 
 from ml_collections import ConfigDict
 
-from jaxdtp.config import default_config
+from jaxdtp.configuration.config import default_config
 
 VALUES = {values}
 

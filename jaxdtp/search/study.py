@@ -18,13 +18,14 @@ from filelock import FileLock
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
-from jaxdtp import storage
-from jaxdtp.claim import differences
-from jaxdtp.config import ConfigError, check_key, described, flatten, resolve
-from jaxdtp.console import say
-from jaxdtp.lease import still_runs, this_process
-from jaxdtp.rounds import DivergedError
-from jaxdtp.train import train
+from jaxdtp.configuration.config import check_key, flatten, resolve
+from jaxdtp.running.claim import differences
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import train
+from jaxdtp.system import storage
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, described
+from jaxdtp.system.lease import still_runs, this_process
 
 IDENTITY = "search.json"
 DATABASE = "study.db"

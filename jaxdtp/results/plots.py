@@ -9,8 +9,8 @@ from matplotlib import colormaps
 # Not pyplot, whose backend and open figures are the user's.
 from matplotlib.figure import Figure
 
-from jaxdtp import storage
-from jaxdtp.reports import MANY, Record, of_blocks
+from jaxdtp.results.reports import MANY, Record, of_blocks
+from jaxdtp.system import storage
 
 _COLOURS = colormaps["tab10"].colors
 

@@ -18,15 +18,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxdtp import epoch
-from jaxdtp.build import build_network, build_preprocessing, build_settings, own_model
-from jaxdtp.config import ConfigError, flatten, nest
-from jaxdtp.console import say
+from jaxdtp.configuration.config import flatten, nest
+from jaxdtp.devices.parallel import SEEDS, Parallel, device_memory
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS
-from jaxdtp.parallel import SEEDS, Parallel, device_memory
+from jaxdtp.running import epoch
+from jaxdtp.running.build import build_network, build_preprocessing, build_settings, own_model
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError
 
 KEPT = 4
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from etils import epath
 
-from jaxdtp.places import is_local
+from jaxdtp.system.places import is_local
 
 UNFINISHED = ".unfinished"
 DELETED = ".deleted"

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdtp.data import Examples, Split
-from jaxdtp.parallel import divide_rows, divide_seeds, replicate
+from jaxdtp.devices.parallel import divide_rows, divide_seeds, replicate
 
 WINDOW_BYTES = 2**26  # of images on each device: a step's transfer is a small part of it, and so is it of the memory
 

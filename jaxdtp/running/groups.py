@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp import feeding
-from jaxdtp.config import ConfigError, seeds_of
-from jaxdtp.data import Dataset
-from jaxdtp.feeding import Feed
+from jaxdtp.configuration.config import seeds_of
+from jaxdtp.data import Dataset, feeding
+from jaxdtp.data.feeding import Feed
+from jaxdtp.devices.parallel import Parallel, divide_seeds, gather_seeds, make_mesh, replicate
 from jaxdtp.learning.state import TrainState
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
 from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import Network
-from jaxdtp.parallel import Parallel, divide_seeds, gather_seeds, make_mesh, replicate
-from jaxdtp.programs import Numbers, Programs, numbers_of, programs_of
+from jaxdtp.running.programs import Numbers, Programs, numbers_of, programs_of
+from jaxdtp.system.errors import ConfigError
 
 EVALUATION_BATCH = 500
 

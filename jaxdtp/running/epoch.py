@@ -1,6 +1,6 @@
 """Whole epochs on the device: shuffling, augmentation, normalisation, training steps and evaluation.
 
-Pure functions of arrays; `jaxdtp.programs` compiles them.
+Pure functions of arrays; `jaxdtp.running.programs` compiles them.
 """
 
 import functools
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxdtp.alignment import gauss_newton_targets, match_jacobian, target_matching, updates_matching
 from jaxdtp.data import Examples
+from jaxdtp.devices.parallel import divide_batch, keep_replicated
 from jaxdtp.learning.paths import bind as bind_paths
 from jaxdtp.learning.paths import derive
 from jaxdtp.learning.state import Settings, TrainState, bind, init_state
@@ -21,7 +22,6 @@ from jaxdtp.learning.step import Metrics, backprop_gradients, classification_met
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
-from jaxdtp.parallel import divide_batch, keep_replicated
 
 GAUSS_NEWTON_DAMPING = 1e-4  # in units of J J^T
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdtp.config import ConfigError, one_line
-from jaxdtp.console import say
-from jaxdtp.places import of_storage
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, one_line
+from jaxdtp.system.places import of_storage
 
 Result = TypeVar("Result")
 

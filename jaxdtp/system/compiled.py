@@ -15,7 +15,7 @@ import jax
 import jaxlib
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxdtp.places import cache_home
+from jaxdtp.system.places import cache_home
 
 MOST_BYTES = 2e9
 MIN_SECONDS = 0.02

@@ -9,10 +9,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, reports
-from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.groups import unstack
 from jaxdtp.learning.state import TrainState
+from jaxdtp.results import reports
+from jaxdtp.running import checkpoints
+from jaxdtp.running.checkpoints import Checkpoint
+from jaxdtp.running.groups import unstack
 
 
 class Best(NamedTuple):

@@ -11,10 +11,11 @@ from etils import epath
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
-from jaxdtp import lease, storage
-from jaxdtp.config import ConfigError, default_config, flatten, one_line, shown
+from jaxdtp.configuration.config import default_config, flatten
 from jaxdtp.data import Dataset
-from jaxdtp.places import is_local, of_storage
+from jaxdtp.system import lease, storage
+from jaxdtp.system.errors import ConfigError, one_line, shown
+from jaxdtp.system.places import is_local, of_storage
 
 CONFIG = "config.json"
 DATA = "data.json"

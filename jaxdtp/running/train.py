@@ -11,9 +11,20 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import checkpoints, hosts, optimizers, reports, statistics, storage
 from jaxdtp.alignment import named_parameters
-from jaxdtp.build import (
+from jaxdtp.configuration import optimizers
+from jaxdtp.configuration.config import of_seed, resolve, seeds_of
+from jaxdtp.data import Data, Dataset, load_for_seeds
+from jaxdtp.devices import hosts
+from jaxdtp.devices.hosts import together
+from jaxdtp.devices.parallel import Parallel, device_memory, make_mesh
+from jaxdtp.learning.state import Settings, TrainState, init_state
+from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
+from jaxdtp.models.networks import Network
+from jaxdtp.results import reports, statistics
+from jaxdtp.results.trackers import Tracker, track
+from jaxdtp.running import checkpoints
+from jaxdtp.running.build import (
     build_network,
     build_parallel,
     build_settings,
@@ -21,24 +32,17 @@ from jaxdtp.build import (
     for_each,
     steps_in_epoch,
 )
-from jaxdtp.checkpoints import Checkpoint
-from jaxdtp.claim import check, claim, describe, remember
-from jaxdtp.compiled import kept_programs
-from jaxdtp.config import of_seed, resolve, seeds_of
-from jaxdtp.console import say
-from jaxdtp.data import Data, Dataset, load_for_seeds
-from jaxdtp.groups import Group, division, groups_of, keys_of, place_by_seed
-from jaxdtp.hosts import together
-from jaxdtp.learning.state import Settings, TrainState, init_state
-from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
-from jaxdtp.measuring import evaluate, measure
-from jaxdtp.models.networks import Network
-from jaxdtp.parallel import Parallel, device_memory, make_mesh
-from jaxdtp.places import place
-from jaxdtp.rounds import Run, check_claim, round_at, train_round
-from jaxdtp.signals import stop_requests
-from jaxdtp.standing import Best, Standing, best_of, checkpoint_of, fresh, restore_best, standing_of
-from jaxdtp.trackers import Tracker, track
+from jaxdtp.running.checkpoints import Checkpoint
+from jaxdtp.running.claim import check, claim, describe, remember
+from jaxdtp.running.groups import Group, division, groups_of, keys_of, place_by_seed
+from jaxdtp.running.measuring import evaluate, measure
+from jaxdtp.running.rounds import Run, check_claim, round_at, train_round
+from jaxdtp.running.standing import Best, Standing, best_of, checkpoint_of, fresh, restore_best, standing_of
+from jaxdtp.system import storage
+from jaxdtp.system.compiled import kept_programs
+from jaxdtp.system.console import say
+from jaxdtp.system.places import place
+from jaxdtp.system.signals import stop_requests
 
 
 def in_precision(run: Callable[..., reports.Record]) -> Callable:
@@ -308,7 +312,7 @@ def write_summary(
     begun: reports.Record,
 ) -> None:
     """summary.json and the figures, which begin with what was measured at the start."""
-    from jaxdtp import plots  # imports Matplotlib
+    from jaxdtp.results import plots  # imports Matplotlib
 
     storage.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     plots.plot_run(workdir, records, f"{config.algorithm}, {config.network.name}, {config.dataset.name}", begun)

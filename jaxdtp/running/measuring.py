@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp import feeding, reports
 from jaxdtp.alignment import weight_alignment
-from jaxdtp.data import read
-from jaxdtp.feeding import Feed
-from jaxdtp.groups import Group, by_seed, on_host, place_by_seed, unstack
+from jaxdtp.data import feeding, read
+from jaxdtp.data.feeding import Feed
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import TrainState
 from jaxdtp.models.networks import NetworkParameters, NetworkState
+from jaxdtp.results import reports
+from jaxdtp.running.groups import Group, by_seed, on_host, place_by_seed, unstack
 
 
 def evaluate(

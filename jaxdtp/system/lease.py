@@ -20,8 +20,8 @@ from typing import Any
 
 from etils import epath
 
-from jaxdtp import storage
-from jaxdtp.console import say
+from jaxdtp.system import storage
+from jaxdtp.system.console import say
 
 BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 35.0

@@ -15,18 +15,21 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxdtp import checkpoints, feeding, hosts, reports
-from jaxdtp.config import seeds_of
-from jaxdtp.console import Unfailing, say
-from jaxdtp.epoch import finite
-from jaxdtp.feeding import Window
-from jaxdtp.groups import Group, at_a_time, by_seed, on_host, place_by_seed
+from jaxdtp.configuration.config import seeds_of
+from jaxdtp.data import feeding
+from jaxdtp.data.feeding import Window
+from jaxdtp.devices import hosts
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.state import Settings, TrainState
 from jaxdtp.learning.step import Metrics, feedback_step, train_step
 from jaxdtp.models.networks import Network
-from jaxdtp.signals import StoppedError
-from jaxdtp.standing import Standing, checkpoint_of
+from jaxdtp.results import reports
+from jaxdtp.running import checkpoints
+from jaxdtp.running.epoch import finite
+from jaxdtp.running.groups import Group, at_a_time, by_seed, on_host, place_by_seed
+from jaxdtp.running.standing import Standing, checkpoint_of
+from jaxdtp.system.console import Unfailing, say
+from jaxdtp.system.signals import StoppedError
 
 SECONDS_PER_CALL = 1.0  # of training in one call to the device: how often the progress bar moves and signals are seen
 SECONDS_PER_LINE = 30.0  # between progress lines where there is no terminal

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdtp.reports import Record
+from jaxdtp.results.reports import Record
 
 CONFIDENCE = 0.95
 

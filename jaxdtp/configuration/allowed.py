@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxdtp.configuration.optimizers import OPTIMIZERS, SCHEDULES
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES
 from jaxdtp.models.networks import NETWORKS
 from jaxdtp.models.own import MODULES
 from jaxdtp.models.pooling import SHARED_MAXIMA
-from jaxdtp.optimizers import OPTIMIZERS, SCHEDULES
 
 LARGEST = 1_000_000
 """Of sizes and counts: beyond any use, and far from where products of some of them leave int64."""

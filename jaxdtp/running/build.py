@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxdtp import hosts, optimizers, parallel
-from jaxdtp.allowed import FOR_BLOCKS, LARGEST, LARGEST_INT32
-from jaxdtp.balance import balance, feedback_seconds
-from jaxdtp.config import ConfigError, one_line, seeds_of, shown
+from jaxdtp.configuration import optimizers
+from jaxdtp.configuration.allowed import FOR_BLOCKS, LARGEST, LARGEST_INT32
+from jaxdtp.configuration.config import seeds_of
 from jaxdtp.data import Dataset
-from jaxdtp.epoch import Preprocessing
+from jaxdtp.devices import hosts, parallel
+from jaxdtp.devices.parallel import Parallel
 from jaxdtp.learning import inverse, paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.feedback import FeedbackTraining
@@ -26,7 +26,9 @@ from jaxdtp.models import own
 from jaxdtp.models.blocks import ACTIVATIONS, FEEDBACK_ACTIVATIONS, INITIALIZERS, SQUASHES, Units
 from jaxdtp.models.modules import network_of
 from jaxdtp.models.networks import NETWORKS, Network
-from jaxdtp.parallel import Parallel
+from jaxdtp.running.balance import balance, feedback_seconds
+from jaxdtp.running.epoch import Preprocessing
+from jaxdtp.system.errors import ConfigError, one_line, shown
 
 
 def build_network(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Network:

@@ -17,12 +17,13 @@ from typing import NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import storage
-from jaxdtp.config import ConfigError, described, flatten, one_line
-from jaxdtp.console import say
+from jaxdtp.configuration.config import flatten
 from jaxdtp.models import own
-from jaxdtp.places import is_local
-from jaxdtp.reports import Record
+from jaxdtp.results.reports import Record
+from jaxdtp.system import storage
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, described, one_line
+from jaxdtp.system.places import is_local
 
 
 class Tracker(NamedTuple):

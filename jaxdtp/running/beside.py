@@ -3,11 +3,13 @@
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp import hosts, reports, statistics, storage
-from jaxdtp.claim import check, remember, remembered
-from jaxdtp.console import say
-from jaxdtp.rounds import DivergedError
-from jaxdtp.train import train_and_evaluate
+from jaxdtp.devices import hosts
+from jaxdtp.results import reports, statistics
+from jaxdtp.running.claim import check, remember, remembered
+from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import train_and_evaluate
+from jaxdtp.system import storage
+from jaxdtp.system.console import say
 
 Configs = dict[str, ConfigDict]
 """Resolved configurations by rule."""
@@ -56,7 +58,7 @@ def train(workdir: epath.Path, own: str, summary: reports.Record, configs: Confi
     say(*(line for rule, of in summaries.items() if rule != own for line in comparison(rule, of, own, summary)))
 
     def draw():
-        from jaxdtp import plots  # imports Matplotlib
+        from jaxdtp.results import plots  # imports Matplotlib
 
         workdirs = {own: workdir} | {rule: directory(workdir, rule) for rule in configs}
         plots.plot_beside(workdir, {rule: reports.read_records(path) for rule, path in workdirs.items()})

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxdtp import storage
+from jaxdtp.system import storage
 
 Record = dict[str, Any]
 """One epoch's metrics by name; those of a block are named 'metric/block'. Of many seeds see `statistics.over_seeds`."""

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdtp import storage
-from jaxdtp.build import build_network, build_preprocessing, build_settings
-from jaxdtp.claim import described, stored_config
-from jaxdtp.config import ConfigError, resolve, seeds_of
-from jaxdtp.epoch import Preprocessing, normalise
+from jaxdtp.configuration.config import resolve, seeds_of
 from jaxdtp.learning.state import init_state
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
-from jaxdtp.places import place
-from jaxdtp.standing import restore_best
+from jaxdtp.running.build import build_network, build_preprocessing, build_settings
+from jaxdtp.running.claim import described, stored_config
+from jaxdtp.running.epoch import Preprocessing, normalise
+from jaxdtp.running.standing import restore_best
+from jaxdtp.system import storage
+from jaxdtp.system.errors import ConfigError
+from jaxdtp.system.places import place
 
 
 class Trained(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from jaxdtp.config import ConfigError, shown
+from jaxdtp.system.errors import ConfigError, shown
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Kinds of object storage, and the package that each takes."""

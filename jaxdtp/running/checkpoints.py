@@ -1,8 +1,8 @@
 """Checkpoints: Orbax writes and reads them; here is which ones stay, and whether they are what was written.
 
 A checkpoint is a directory in WORKDIR/checkpoints, named after its training step. It appears whole or not at all
-(`jaxdtp.storage`); on object storage it is there once it has its `ABOUT`. The two newest and the best one stay. Orbax
-doesn't notice every damage to its files, so each checkpoint holds checksums of all of them.
+(`jaxdtp.system.storage`); on object storage it is there once it has its `ABOUT`. The two newest and the best one stay.
+Orbax doesn't notice every damage to its files, so each checkpoint holds checksums of all of them.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdtp import storage
-from jaxdtp.config import ConfigError, one_line
-from jaxdtp.console import say
-from jaxdtp.hosts import StorageError
-from jaxdtp.places import is_local, of_storage
+from jaxdtp.devices.hosts import StorageError
+from jaxdtp.system import storage
+from jaxdtp.system.console import say
+from jaxdtp.system.errors import ConfigError, one_line
+from jaxdtp.system.places import is_local, of_storage
 
 NEWEST = 2
 ABOUT = "about.json"

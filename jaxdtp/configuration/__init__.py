@@ -1,0 +1,1 @@
+"""Configuration: every key, what is allowed, and the optimizers that keys describe."""

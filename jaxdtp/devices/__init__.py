@@ -1,0 +1,1 @@
+"""Devices and hosts: meshes of them, what is divided among them, and how hosts agree."""
