@@ -15,94 +15,103 @@ def default_config() -> ConfigDict:
     """Every configuration key with its default. A config file starts from here and changes what is its own."""
     # Types are checked when it is resolved, where NumPy's numbers are numbers, too.
     config = ConfigDict(type_safe=False)
-    config.seed = 0
-    config.seeds = ()  # several in one run: how many, from config.seed on, or which
-    config.num_epochs = 10
-    config.batch_size = 128
+    config.seed = 0  # of everything random: initialisation, validation split, order, augmentation, noise
+    config.seeds = ()  # several in one run: how many, from `seed` on, or a tuple of them
+    config.num_epochs = 10  # passes through the training data
+    config.batch_size = 128  # examples per step
     config.steps_per_epoch = 0  # 0: as many as the training data gives
-    config.checkpoint_every_epochs = 1
-    config.algorithm = "ldrl"
+    config.checkpoint_every_epochs = 1  # epochs between checkpoints
+    config.algorithm = "ldrl"  # the rule, a name in `ALGORITHMS`
     config.beside = ()  # other algorithms that the command trains, too, unless it is told which one
     config.beta = 0.7  # step size of the output target
-    config.trackers = ("tensorboard",)  # of metrics: tensorboard, wandb, mlflow, or FILE.py:NAME, see trackers.py
+    # of metrics: `tensorboard`, `wandb`, `mlflow`, or `FILE.py:NAME` of a function of your own
+    config.trackers = ("tensorboard",)
     config.float64 = False  # all numbers in double precision, which TPUs don't have
-    config.matmul_precision = "float32"  # of convolutions and matrix products on GPU and TPU
+    # of convolutions and matrix products on GPU and TPU: `float32`, `tensorfloat32`, `bfloat16`
+    config.matmul_precision = "float32"
 
     config.network = ConfigDict(type_safe=False)
+    # `mlp`, `lenet`, `vgg`; Flax modules: `resnet20`, `resnet32`, `resnet56`, `resnet18`, `resnet34`, `vit`; of the
+    # published code: `residual18`, `residual34`
     config.network.name = "mlp"
-    config.network.module = ""  # instead of the name: FILE.py:NAME or PACKAGE.MODULE:NAME of a model of your own
+    config.network.module = ""  # instead of the name: `FILE.py:NAME` or `PACKAGE.MODULE:NAME` of a model of your own
     config.network.options = ConfigDict()  # fields of a Flax module, or arguments of a function that makes a model
     config.network.channels = ()  # of the convolutional blocks
     config.network.hidden = (256, 256)  # features of the dense blocks below the output
-    config.network.activation = "elu"  # of all blocks but the last
-    config.network.init = "uniform"  # of forward and feedback parameters
+    config.network.activation = "elu"  # of all blocks but the last: `elu`, `tanh`
+    config.network.init = "uniform"  # of all parameters: `uniform` (PyTorch's default), `xavier_normal`
 
     config.dataset = ConfigDict(type_safe=False)
-    config.dataset.name = "digits"  # scikit-learn's; a builder of TFDS; folder; npz; or FILE.py:NAME, see memory.py
-    config.dataset.data_dir = ""  # of TFDS, empty: TFDS's own default; of the pictures; the npz file
-    config.dataset.train_split = ""  # in the syntax of TFDS, such as train[:80%]; empty: train
+    # `digits` (scikit-learn's), a builder of TFDS, `folder`, `npz`, or `FILE.py:NAME` of your own data
+    config.dataset.name = "digits"
+    config.dataset.data_dir = ""  # of TFDS, empty: its own default; of the pictures; the npz file
+    config.dataset.train_split = ""  # in the syntax of TFDS, such as `train[:80%]`; empty: `train`
     config.dataset.validation_split = ""  # empty: a part of the training data
-    config.dataset.test_split = ""  # empty: test or, where that has no labels, validation, or a part of train
-    config.dataset.image_key = ""  # of the image among the features; empty: image, or the only one that fits
-    config.dataset.label_key = ""  # the same of the label
+    config.dataset.test_split = ""  # empty: `test` or, where that has no labels, `validation`, or a part of `train`
+    config.dataset.image_key = ""  # of the image among the features; empty: `image`, or the only one that fits
+    config.dataset.label_key = ""  # of the label, likewise
     config.dataset.size = ()  # height and width to resize images to, or one number for both; empty: as they are
     config.dataset.cache_dir = ""  # of decoded images; empty: jaxdtp in XDG_CACHE_HOME or ~/.cache
-    config.dataset.validation_fraction = 0.1  # of the training data
+    config.dataset.validation_fraction = 0.1  # of the training data; 0: none, and the last epoch is the best
     config.dataset.mean = (0.5,)  # by channel or of all, of pixels in [0, 1]; of floating point ones as they are
-    config.dataset.std = (0.5,)
-    config.dataset.flip = False  # mirror left-right at random
+    config.dataset.std = (0.5,)  # as the mean
+    config.dataset.flip = False  # mirror training images left-right at random
     config.dataset.crop_padding = 0  # pixels of edge padding for random crops
 
-    config.dataset.device_megabytes = 2048.0  # (10^6 bytes) of a split on each device; a larger one is streamed
+    config.dataset.device_megabytes = 2048.0  # (10^6 bytes) of a split on each device; a larger split is streamed
 
     config.parallel = ConfigDict(type_safe=False)
     config.parallel.layer_groups = 1  # groups of devices, each of which trains the feedback of blocks of its own
-    config.parallel.seeds = "auto"  # how several train: 'together' in one program, or 'in_turn'
+    config.parallel.seeds = "auto"  # how several seeds train: `together` in one program, or `in_turn`
 
     # Keys for blocks are tuples: with one value for all of the blocks, or with one for each.
     config.forward = ConfigDict(type_safe=False)
-    config.forward.optimizer = "sgd"
-    config.forward.learning_rate = 0.05
-    config.forward.rate_factors = (1.0,)  # of the learning rate, for blocks 1..N
+    config.forward.optimizer = "sgd"  # `sgd`, `adam`
+    config.forward.learning_rate = 0.05  # of all blocks together
+    config.forward.rate_factors = (1.0,)  # of the learning rate, for blocks 1 to N
     config.forward.momentum = 0.9  # of SGD
-    config.forward.adam_betas = (0.9, 0.999)
-    config.forward.adam_epsilon = (1e-8,)  # for blocks 1..N
-    config.forward.weight_decay = 1e-4
-    config.forward.warmup_steps = 0  # training steps in which the learning rate grows from 0
-    config.forward.schedule = "cosine"
+    config.forward.adam_betas = (0.9, 0.999)  # of Adam
+    config.forward.adam_epsilon = (1e-8,)  # of Adam, for blocks 1 to N
+    config.forward.weight_decay = 1e-4  # added to the gradient
+    config.forward.warmup_steps = 0  # steps in which the learning rate grows from 0
+    config.forward.schedule = "cosine"  # `cosine`, `step`, `constant`, by epoch
     config.forward.schedule_epochs = 85  # half a period of the cosine
     config.forward.final_learning_rate = 1e-5  # of the cosine
-    config.forward.schedule_milestones = ()  # epochs after which 'step' multiplies by the factor
-    config.forward.schedule_factor = 0.1
+    config.forward.schedule_milestones = ()  # epochs after which `step` multiplies by the factor
+    config.forward.schedule_factor = 0.1  # of `step`
 
     config.feedback = ConfigDict(type_safe=False)
-    config.feedback.iterations = (10,)  # per batch, for blocks 2..N
-    config.feedback.noise_scale = (0.1,)  # for blocks 2..N
-    config.feedback.noise_samples = (1,)  # for blocks 2..N
-    config.feedback.batch_share = (1.0,)  # of each batch that takes part, for blocks 2..N
-    config.feedback.optimizer = "sgd"
-    config.feedback.learning_rate = (0.01,)  # for blocks 2..N
-    config.feedback.momentum = 0.9  # of SGD
-    config.feedback.adam_betas = (0.9, 0.999)
-    config.feedback.adam_epsilon = (1e-8,)  # for blocks 2..N
-    config.feedback.weight_decay = (0.0,)  # for blocks 2..N
+    config.feedback.iterations = (10,)  # updates per batch, for blocks 2 to N
+    config.feedback.noise_scale = (0.1,)  # sigma, for blocks 2 to N
+    config.feedback.noise_samples = (1,)  # noise draws averaged in each update, for blocks 2 to N
+    # of each batch that takes part in feedback learning, for blocks 2 to N; of layers: at most
+    config.feedback.batch_share = (1.0,)
+    config.feedback.optimizer = "sgd"  # `sgd`, `adam`
+    config.feedback.learning_rate = (0.01,)  # for blocks 2 to N
+    config.feedback.momentum = 0.9  # of SGD; its buffer lives across batches
+    config.feedback.adam_betas = (0.9, 0.999)  # of Adam
+    config.feedback.adam_epsilon = (1e-8,)  # of Adam, for blocks 2 to N
+    config.feedback.weight_decay = (0.0,)  # added to the gradient, for blocks 2 to N
     config.feedback.pretraining_epochs = 0  # before the first epoch, of feedback training alone
     config.feedback.extra_epochs = 0  # after each epoch, of feedback training alone
-    config.feedback.init = "random"
-    config.feedback.activation = "elu"  # 'matched': the slope at y is the forward slope there
-    config.feedback.squash = "none"  # activation of the feedback map's result
-    config.feedback.shared_maxima = "last"  # 'sum': where pooling windows share a maximum, un-pool the sum
-    config.feedback.hidden_features = 1024  # of the random layer of 'ddtp_rhl'
+    config.feedback.init = "random"  # `random`; `symmetric`: start at the transposed forward weights
+    # of the feedback: `elu` (published for L-DRL), `tanh`, `linear`, or `matched`: its slope at y is the forward slope
+    # there
+    config.feedback.activation = "elu"
+    config.feedback.squash = "none"  # activation of the feedback map's result: `none`, `tanh`
+    # where pooling windows share a maximum, un-pool the `last` value (published) or their `sum`
+    config.feedback.shared_maxima = "last"
+    config.feedback.hidden_features = 1024  # of the random layer of `ddtp_rhl`
 
     config.target = ConfigDict(type_safe=False)
-    config.target.iterations = 10  # of 'inverse' and 'inverse_output', at most
-    config.target.damping = 0.0  # of these two; 0: as published
+    config.target.iterations = 10  # of `inverse` and `inverse_output`, at most
+    config.target.damping = 0.0  # of `inverse` and `inverse_output`; 0: as published
     config.target.tolerance = 1e-3  # they stop when steps are that much smaller than the first one
     config.target.scale_by_influence = False  # scale each block's change by its influence on the output
 
     config.alignment = ConfigDict(type_safe=False)
     config.alignment.every_epochs = 0  # how often Jacobian and gradient matching are measured; 0: never
-    config.alignment.probes = 16  # random vectors for each example
+    config.alignment.probes = 16  # random vectors for each example, for the Jacobians
     config.alignment.gauss_newton = False  # whether targets are compared with Gauss-Newton's too
 
     # config.when.ALGORITHM holds keys of the groups above, with values that this algorithm takes unless the command

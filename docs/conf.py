@@ -1,0 +1,32 @@
+"""The documentation: `python -m sphinx -W docs build/docs`. Pages with code are run when they have changed."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import reference  # noqa: E402
+
+project = "jaxdtp"
+author = "the jaxdtp authors"
+release = importlib.metadata.version("jaxdtp")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+exclude_patterns = ["build", "generated"]
+html_theme = "furo"
+html_title = f"jaxdtp {release}"
+html_show_sourcelink = False
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+# Jupyter's own kernels say what pages are written in, which needs no lexer.
+copybutton_prompt_text = ">>> "
+
+(HERE / "generated").mkdir(exist_ok=True)
+(HERE / "generated" / "configuration.md").write_text(reference.configuration())
