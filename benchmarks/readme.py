@@ -1,12 +1,15 @@
-"""Write the README's tables from benchmarks/results: `python -m benchmarks.readme`."""
+"""Write the tables of the README and of docs/ from benchmarks/results and the code: `python -m benchmarks.readme`."""
 
 import json
 import re
 from pathlib import Path
 
-from benchmarks.record import RESULTS
+import numpy as np
 
-README = Path(__file__).parents[1] / "README.md"
+from benchmarks.record import RESULTS
+from jaxdtp.learning.algorithms import ALGORITHMS
+
+ROOT = Path(__file__).parents[1]
 NAMES = {
     "flax_bp": "BP in plain Flax and Optax",
     "jaxdtp_bp": "BP",
@@ -18,27 +21,57 @@ NAMES = {
 NETWORKS = {"vgg": "VGG", "lenet": "LeNet", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with fresh tables between their markers."""
+def tables(path: Path) -> dict[str, str]:
+    """The tables of a page, by name."""
+    if path.name == "README.md":
+        return {"results": results(json.loads((RESULTS / "published.json").read_text())), "rules": rules()}
     step_times = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("step_time_*.json"))]
-    tables = {
+    return {
         "step times": "\n\n".join(step_time_table(result) for result in step_times),
         "published": (RESULTS / "published.md").read_text().strip(),
         "ablation": (RESULTS / "ablation.md").read_text().strip(),
         "comparison": "\n\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("compare_*.md"))),
     }
-    for name, text in tables.items():
-        readme = _between_markers(readme, name, text)
-    return readme
 
 
-def _between_markers(readme: str, name: str, text: str) -> str:
-    begin, end = f"<!-- {name}: written by python -m benchmarks.readme -->", f"<!-- end of {name} -->"
-    pattern = f"{re.escape(begin)}.*{re.escape(end)}"
-    readme, places = re.subn(pattern, lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL)
-    if places != 1:
-        raise ValueError(f"README.md: {places} places between {begin} and {end}; allowed: one")
-    return readme
+def with_tables(path: Path) -> str:
+    """A page's text with fresh tables between their markers."""
+    text = path.read_text()
+    for name, table in tables(path).items():
+        begin, end = f"<!-- {name}: written by python -m benchmarks.readme -->", f"<!-- end of {name} -->"
+        pattern = f"{re.escape(begin)}.*{re.escape(end)}"
+        text, places = re.subn(pattern, lambda _, table=table: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+        if places != 1:
+            raise ValueError(f"{path.name}: {places} places between {begin} and {end}; allowed: one")
+    return text
+
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+
+
+def results(lines: list[dict]) -> str:
+    """Fast L-DRL and BP as published and here, in Markdown: a row for each network."""
+    by_network = {}
+    for line in lines:
+        by_network.setdefault(line["name"], {})[line["rule"]] = line
+    text = ["| network | L-DRL / BP, published | fast L-DRL / BP, here | epochs | NAME |", "|---|---|---|---|---|"]
+    for name, of_rules in by_network.items():
+        pair = [of_rules.get("ldrl_fast"), of_rules.get("bp")]
+        if not all(line and line["accuracies"] for line in pair):
+            continue
+        published = ["-" if line["published"] is None else f"{100 * line['published']:.1f}" for line in pair]
+        here = [f"{100 * np.mean(list(line['accuracies'].values())):.2f}" for line in pair]
+        cells = (pair[0]["what"], " / ".join(published), " / ".join(here), str(pair[0]["epochs"]), f"`{name}`")
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def rules() -> str:
+    """The rules by name, with their papers, in Markdown; from the longer table of docs/rules.md."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE)
+    cells = {name: rest.split(" | ") for name, rest in rows if name in ALGORITHMS}
+    lines = [f"| `{name}` | {cells[name][0]} | {cells[name][-1]} |" for name in ALGORITHMS]
+    return "\n".join(["| rule | feedback | paper |", "|---|---|---|", *lines])
 
 
 def step_time_table(result: dict) -> str:
@@ -71,4 +104,5 @@ def step_time_table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page))

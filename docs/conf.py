@@ -11,6 +11,7 @@ import reference  # noqa: E402
 
 project = "jaxdtp"
 author = "the jaxdtp authors"
+copyright = author
 release = importlib.metadata.version("jaxdtp")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["build", "generated"]
@@ -25,8 +26,15 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-# Jupyter's own kernels say what pages are written in, which needs no lexer.
+napoleon_use_ivar = True
+default_role = "code"
 copybutton_prompt_text = ">>> "
 
 (HERE / "generated").mkdir(exist_ok=True)
 (HERE / "generated" / "configuration.md").write_text(reference.configuration())
+
+
+def setup(app):
+    """Docstrings are written for readers of the code."""
+    app.connect("autodoc-process-docstring", lambda *event: reference.restructure(event[-1]), priority=100)
+    app.connect("autodoc-skip-member", lambda *event: True if reference.is_field(event[3]) else None)

@@ -1,8 +1,13 @@
-"""What the documentation says of the configuration, from the code: keys, defaults, what is allowed, and comments."""
+"""What the documentation says of the configuration and of the rooms, from the code itself."""
 
+import ast
 import inspect
 import re
+from pathlib import Path
 
+from matplotlib.figure import Figure
+
+import jaxdtp
 from jaxdtp.configuration import config
 from jaxdtp.configuration.allowed import RULES
 
@@ -30,3 +35,78 @@ def configuration() -> str:
         allowed = RULES[key].allowed.replace("|", r"\|")
         lines.append(f"| `{key}` | `{value!r}` | {allowed} | {of_keys[key]} |")
     return "\n".join(lines) + "\n"
+
+
+STOREYS = (
+    ("system", "models"),
+    ("devices",),
+    ("data", "learning"),
+    ("configuration", "alignment"),
+    ("results",),
+    ("running", "testing"),
+    ("main", "search"),
+)
+"""Rooms from the ground up."""
+
+
+def imports() -> set[tuple[str, str]]:
+    """Pairs of rooms of which the first imports from the second."""
+    package, found = Path(jaxdtp.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxdtp."):
+                found.add((own, node.module.split(".")[1]))
+    known = {room for storey in STOREYS for room in storey}
+    return {(above, below) for above, below in found if above != below and {above, below} <= known}
+
+
+def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The pairs that don't follow from the others."""
+    order = [room for storey in STOREYS for room in storey]
+    reached = {}
+    for room in order:
+        below = {second for first, second in pairs if first == room}
+        reached[room] = below.union(*(reached.get(second, set()) for second in below))
+    return {
+        (above, below)
+        for above, below in pairs
+        if not any((above, between) in pairs and below in reached.get(between, ()) for between in order)
+    }
+
+
+def rooms() -> Figure:
+    """The rooms, and an arrow from each to those that it imports from, but for those below that lead there, too."""
+    figure = Figure(figsize=(6, 5.5), layout="constrained")
+    axes, places = figure.subplots(), {}
+    for height, storey in enumerate(STOREYS):
+        for number, room in enumerate(storey):
+            places[room] = ((number + 1) / (len(storey) + 1) + (0.04 if height % 2 else -0.04), height)
+    for above, below in sorted(direct(imports())):
+        arrow = {"arrowstyle": "->", "color": "0.6", "shrinkA": 16, "shrinkB": 16}
+        axes.annotate("", places[below], places[above], arrowprops=arrow)
+    for room, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "C0"}
+        axes.text(x, y, room, ha="center", va="center", bbox=box)
+    axes.set(xlim=(0, 1), ylim=(-0.6, len(STOREYS) - 0.4))
+    axes.axis("off")
+    return figure
+
+
+def restructure(lines: list[str]) -> None:
+    """A docstring's formulas, in place: those that stand alone are literal, and no sign is markup."""
+    found, in_section, literal = [], False, False
+    for line in lines:
+        indented = line.startswith(" ")
+        if line and not indented:
+            in_section, literal = bool(re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line)), False
+        elif indented and not in_section and not literal and found and not found[-1]:
+            found += ["::", ""]
+            literal = True
+        found.append(line if literal else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", line))
+    lines[:] = found
+
+
+def is_field(member: object) -> bool:
+    """Whether it is a field of a NamedTuple, which its class describes."""
+    return (getattr(member, "__doc__", None) or "").startswith("Alias for field number")

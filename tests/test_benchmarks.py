@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import compare, readme, scaling, step_time, steps, timing
+from benchmarks import compare, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.models import networks
@@ -133,8 +133,3 @@ def test_compare_names_a_rule_that_is_not_there(monkeypatch, capsys):
         compare.main()
     assert error.value.code == 2
     assert "got 'hebb'; allowed: ldrl, " in capsys.readouterr().err
-
-
-def test_the_readme_has_the_newest_tables():
-    text = readme.README.read_text()
-    assert readme.with_tables(text) == text
