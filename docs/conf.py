@@ -26,6 +26,7 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 default_role = "code"
 copybutton_prompt_text = ">>> "

@@ -30,10 +30,10 @@ def configuration() -> str:
     defaults = config.default_config()
     del defaults.when
     of_keys = meanings()
-    lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
     for key, value in sorted(config.flatten(defaults).items()):
         allowed = RULES[key].allowed.replace("|", r"\|")
-        lines.append(f"| `{key}` | `{value!r}` | {allowed} | {of_keys[key]} |")
+        lines.append(f"| `{key}` | `{value!r}` | {of_keys[key]} | {allowed} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,16 +94,26 @@ def rooms() -> Figure:
 
 
 def restructure(lines: list[str]) -> None:
-    """A docstring's formulas, in place: those that stand alone are literal, and no sign is markup."""
-    found, in_section, literal = [], False, False
-    for line in lines:
+    """A docstring's text, in place: formulas that stand alone are literal, no sign is markup, and names that share a
+    description have one each."""
+    found, in_section, literal, shared = [], False, False, []
+    for line in [*lines, ""]:
+        if shared and not line.startswith(8 * " "):
+            (first, *rest), names = shared, re.match(r"    ([\w, ]+): ", shared[0])[1]
+            for name in names.split(", "):
+                found += [first.replace(names, name, 1), *rest]
+            shared = []
         indented = line.startswith(" ")
         if line and not indented:
             in_section, literal = bool(re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line)), False
         elif indented and not in_section and not literal and found and not found[-1]:
             found += ["::", ""]
             literal = True
-        found.append(line if literal else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", line))
+        text = line if literal else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", line)
+        if shared or (in_section and re.match(r"    \w+(, \w+)+: ", line)):
+            shared.append(text)
+        else:
+            found.append(text)
     lines[:] = found
 
 
