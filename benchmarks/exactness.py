@@ -57,7 +57,7 @@ PANELS = [
         "target.iterations",
         (1, 2, 4, 10),
         ("inverse",),
-        {},
+        {"target.damping": 0.0},
     ),
     Panel(
         "learned inverse, 10 iterations",

@@ -6,12 +6,15 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, run, run_process, short_config, start
 
 import jaxdtp
 from jaxdtp import main
+from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
+from jaxdtp.learning.targets import plain_target
 from jaxdtp.results import statistics
 from jaxdtp.running.rounds import DivergedError
 from jaxdtp.search.__main__ import main as search
@@ -343,3 +346,15 @@ def test_a_search_takes_the_mean_over_seeds(tmp_path):
     (record,) = records(tmp_path / "s" / "trials" / "0")
     by_seed = [of_seed["validation_top1"] for of_seed in record["seeds"].values()]
     assert trial["validation_accuracy"] == pytest.approx(np.mean(by_seed))
+
+
+@pytest.mark.parametrize("seeds", [(), 2])
+def test_any_metric_that_isnt_finite_ends_a_run(tmp_path, monkeypatch, seeds):
+    """Steps stop at whatever isn't finite: what no fault is found for would be tried again and again."""
+
+    def rule(block, feedback_params, forward, clean, target):
+        return plain_target(block, feedback_params, forward, clean, target)[0], {"oddity": jnp.full((), jnp.inf)}
+
+    monkeypatch.setitem(ALGORITHMS, "odd", Algorithm(None, rule))
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1: oddity of block fc\d became inf"):
+        jaxdtp.train_and_evaluate(short_config("odd", 3, seeds=seeds), tmp_path)

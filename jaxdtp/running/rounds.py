@@ -314,4 +314,8 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
         weights = (forward[block.name], feedback.get(block.name), model[block.name])
         if not all(np.isfinite(array).all() for array in jax.tree.leaves(weights)):
             return f"the weights of block {block.name} are no longer finite"
+    for name, value in reports.flat_metrics(totals).items():
+        if not np.isfinite(value):
+            metric, _, block = name.partition("/")
+            return f"{metric} of block {block} became {value}" if block else f"{metric} became {value}"
     return None
