@@ -9,31 +9,78 @@ after 1,200 steps of DTPDRL updates were 0.1 (top block) to 5 degrees (first blo
 from jaxdtp import default_config
 
 FEATURES, BATCH = 256, 128
-PRETRAINED = {"pretraining_epochs": 6, "extra_epochs": 1}
+
+# By rule: eta; rate, betas and epsilon of the forward Adam; sigma, and rate, betas, epsilon and decay of feedback's.
+PUBLISHED = {
+    "bp": (1.0, (2.970e-4, (0.99, 0.999), 6.93e-8), None),
+    "dfa": (1.0, (3.808e-4, (0.9, 0.999), 1.09e-7), None),
+    "dtp_parallel": (
+        0.21951,
+        (2.818e-4, (0.9, 0.999), 1.02e-8),
+        (0.083725, 1.958e-3, (0.9, 0.999), 7.54e-6, 0.0),
+    ),
+    "dtpdrl": (
+        0.068589,
+        (4.329e-4, (0.9, 0.99), 1.00e-8),
+        (0.056879, 2.012e-5, (0.99, 0.999), 5.08e-8, 5.38e-6),
+    ),
+    "ddtp_linear": (
+        0.060969,
+        (3.338e-4, (0.9, 0.999), 1.26e-8),
+        (0.090752, 1.638e-4, (0.999, 0.999), 2.84e-4, 5.84e-7),
+    ),
+    "ddtp_rhl": (
+        0.043516,
+        (6.445e-4, (0.9, 0.99), 3.98e-8),
+        (0.041623, 3.024e-4, (0.9, 0.999), 3.40e-6, 1.62e-3),
+    ),
+    "ddtp_control": (
+        0.094167,
+        (9.433e-4, (0.9, 0.999), 5.55e-8),
+        (0.0087200, 1.871e-4, (0.9, 0.999), 1.23e-8, 4.02e-4),
+    ),
+}
+PRETRAINED = (0.29588, (2.959e-4, (0.9, 0.99), 1.35e-7), (0.17295, 4.635e-4, (0.9, 0.9), 4.37e-7, 2.19e-3))
+"""DTP with feedback epochs, which the others have anyway."""
 
 
-def forward(rate, betas, epsilon):
-    """Forward settings for gradients that are twice ours."""
-    return {"learning_rate": rate, "adam_betas": betas, "adam_epsilon": (epsilon / 2,)}
+def settings(rule: str, eta: float, forward: tuple, feedback: tuple | None, *, feedback_epochs: bool) -> dict:
+    """A rule's published settings in our units."""
+    rate, betas, epsilon = forward
+    own = {"learning_rate": rate, "adam_betas": betas, "adam_epsilon": (epsilon if rule == "bp" else epsilon / 2,)}
+    if rule == "bp":
+        return {"forward": own}
+    of_rule = {"beta": eta / BATCH, "forward": own}
+    if feedback:
+        sigma, rate, betas, epsilon, decay = feedback
+        factor = (1 if rule == "ddtp_control" else sigma**-2) / FEATURES
+        of_rule["feedback"] = {
+            "noise_scale": (sigma,),
+            "learning_rate": (rate,),
+            "adam_betas": betas,
+            "adam_epsilon": (epsilon / factor,),
+            "weight_decay": (decay / factor,),
+        }
+        if rule in ("dtp_parallel", "dtpdrl", "ddtp_rhl"):
+            of_rule["feedback"]["squash"] = "tanh"
+        if feedback_epochs:
+            of_rule["feedback"] |= {"pretraining_epochs": 6, "extra_epochs": 1}
+    return of_rule
 
 
-def feedback(sigma, rate, betas, epsilon, weight_decay, scale, **more):
-    """Feedback settings for a published loss of `scale` times the mean square."""
-    factor = scale / FEATURES
-    return {
-        "noise_scale": (sigma,),
-        "learning_rate": (rate,),
-        "adam_betas": betas,
-        "adam_epsilon": (epsilon / factor,),
-        "weight_decay": (weight_decay / factor,),
-        **more,
-    }
+def family(config, variant, published, pretrained):
+    """Give a configuration the settings of all rules of the paper, and those of DTP to what is close to it."""
+    if variant not in ("", "pretrained"):
+        raise ValueError(f"variant: got {variant!r}; allowed: pretrained")
+    for rule, values in published.items():
+        with_epochs = rule != "dtp_parallel" or variant == "pretrained"
+        values = pretrained if rule == "dtp_parallel" and variant == "pretrained" else values
+        config.when[rule] = settings(rule, *values, feedback_epochs=with_epochs)
+    config.when.dtp = config.when.tp = config.when.dtp_parallel
 
 
 def get_config(variant: str = ""):
     """`--config=configs/mnist_mlp.py:pretrained` has DTP's settings with feedback epochs, which the paper has too."""
-    if variant not in ("", "pretrained"):
-        raise ValueError(f"variant: got {variant!r}; allowed: pretrained")
     config = default_config()
     config.algorithm = "ddtp_linear"
     config.num_epochs = 100
@@ -56,52 +103,12 @@ def get_config(variant: str = ""):
     config.feedback.optimizer = "adam"
     config.feedback.learning_rate = (1e-3,)
     config.feedback.activation = "linear"
-
-    config.when.bp = {"forward": {"learning_rate": 2.970e-4, "adam_betas": (0.99, 0.999), "adam_epsilon": (6.93e-8,)}}
-    config.when.dtp_parallel = {
-        "beta": 0.21951 / BATCH,
-        "forward": forward(2.818e-4, (0.9, 0.999), 1.02e-8),
-        "feedback": feedback(0.083725, 1.958e-3, (0.9, 0.999), 7.54e-6, 0.0, scale=0.083725**-2, squash="tanh"),
-    }
-    if variant == "pretrained":
-        config.when.dtp_parallel = {
-            "beta": 0.29588 / BATCH,
-            "forward": forward(2.959e-4, (0.9, 0.99), 1.35e-7),
-            "feedback": feedback(
-                0.17295, 4.635e-4, (0.9, 0.9), 4.37e-7, 2.19e-3, scale=0.17295**-2, squash="tanh", **PRETRAINED
-            ),
-        }
-    config.when.dtpdrl = {
-        "beta": 0.068589 / BATCH,
-        "forward": forward(4.329e-4, (0.9, 0.99), 1.00e-8),
-        "feedback": feedback(
-            0.056879, 2.012e-5, (0.99, 0.999), 5.08e-8, 5.38e-6, scale=0.056879**-2, squash="tanh", **PRETRAINED
-        ),
-    }
-    config.when.ddtp_linear = {
-        "beta": 0.060969 / BATCH,
-        "forward": forward(3.338e-4, (0.9, 0.999), 1.26e-8),
-        "feedback": feedback(0.090752, 1.638e-4, (0.999, 0.999), 2.84e-4, 5.84e-7, scale=0.090752**-2, **PRETRAINED),
-    }
-    config.when.ddtp_rhl = {
-        "beta": 0.043516 / BATCH,
-        "forward": forward(6.445e-4, (0.9, 0.99), 3.98e-8),
-        "feedback": feedback(
-            0.041623, 3.024e-4, (0.9, 0.999), 3.40e-6, 1.62e-3, scale=0.041623**-2, squash="tanh", **PRETRAINED
-        ),
-    }
-    config.when.ddtp_control = {
-        "beta": 0.094167 / BATCH,
-        "forward": forward(9.433e-4, (0.9, 0.999), 5.55e-8),
-        "feedback": feedback(0.0087200, 1.871e-4, (0.9, 0.999), 1.23e-8, 4.02e-4, scale=1.0, **PRETRAINED),
-    }
-    config.when.dfa = {"beta": 1 / BATCH, "forward": forward(3.808e-4, (0.9, 0.999), 1.09e-7)}
+    family(config, variant, PUBLISHED, PRETRAINED)
 
     # Rules that are not in that paper, with settings of our own.
     for rule in ("ldrl", "ldrl_parallel"):
         config.when[rule] = {"feedback": {"activation": "matched", "iterations": (5,)}}
     config.when.ldrl_parallel.feedback.update({"iterations": (1,), "noise_samples": (5,)})
-    config.when.dtp = config.when.tp = config.when.dtp_parallel
     for rule in ("inverse", "inverse_output"):
         config.when[rule] = {
             "feedback": {"squash": "tanh", "pretraining_epochs": 2},
