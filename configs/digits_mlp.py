@@ -60,16 +60,18 @@ def get_config(variant: str = ""):
     }
     # Losses that ask for an inverse are ill-conditioned: Adam.
     adam = {"iterations": (5,), "optimizer": "adam", "learning_rate": (1e-3,)}
-    for rule in ("dtp", "dtp_parallel", "tp"):
+    for rule in ("dtp", "dtp_parallel"):
         config.when[rule] = {"forward": {"learning_rate": 0.01}, "feedback": adam}
+    # Its targets hold the feedback's error of reconstruction, which steps must outweigh.
+    config.when.tp = {"beta": 3.0, "forward": {"learning_rate": 0.001}, "feedback": adam | {"iterations": (10,)}}
     for rule in ("dtpdrl", "ddtp_linear", "ddtp_rhl", "ddtp_control"):
         config.when[rule] = {"forward": {"learning_rate": 0.01}, "feedback": adam | {"learning_rate": (3e-3,)}}
-    for rule, rate in (("inverse", 0.1), ("inverse_output", 0.02)):
+    for rule, damping in (("inverse", 1.0), ("inverse_output", 3.0)):
         config.when[rule] = {
             "beta": 0.1,
-            "forward": {"learning_rate": rate},
+            "forward": {"learning_rate": 0.1},
             "feedback": adam,
-            "target": {"scale_by_influence": True},
+            "target": {"scale_by_influence": True, "damping": damping},
         }
     for rule in ("dtp_fixed", "dfa", "fa"):
         config.when.update({rule: {"beta": 0.1, "forward": {"learning_rate": 0.08}}})
