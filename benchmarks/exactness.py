@@ -156,7 +156,7 @@ def plot(points: list[dict]) -> plt.Figure:
         angle.xaxis.set_minor_formatter(NullFormatter())
         error.legend(frameon=False, fontsize="small", loc="upper left")
         angle.set(xlabel=panel.label)
-        if values[0] > values[-1]:
+        if panel.values[0] > panel.values[-1]:
             angle.invert_xaxis()
         for panel_axes in column:
             style(panel_axes)

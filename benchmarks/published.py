@@ -183,10 +183,11 @@ def plot() -> plt.Figure:
 def write() -> str:
     """Write published.json, .md and .png; the table."""
     lines = collect()
+    text = table(lines)
     (RESULTS / "published.json").write_text(json.dumps(lines, indent=1) + "\n")
-    (RESULTS / "published.md").write_text(f"{table(lines)}\n")
+    (RESULTS / "published.md").write_text(f"{text}\n")
     plot().savefig(RESULTS / "published.png", dpi=160)
-    return table(lines)
+    return text
 
 
 def main() -> None:
@@ -202,9 +203,10 @@ def main() -> None:
         if name not in names:
             parser.error(f"--rows: got {name!r}; allowed: {', '.join(names)}")
     print(write())
-    for row in sorted(ROWS, key=lambda row: wanted.index(row.name) if row.name in wanted else len(wanted)):
-        missing = row.name in wanted and not row.gpu and len(kept(row)[0]) < row.seeds
-        if missing and arguments.data_dir and train(row, arguments.workdir, arguments.data_dir):
+    if not arguments.data_dir:
+        return
+    for row in (row for name in wanted for row in ROWS if row.name == name and not row.gpu):
+        if len(kept(row)[0]) < row.seeds and train(row, arguments.workdir, arguments.data_dir):
             print(write())
 
 

@@ -39,8 +39,8 @@ def with_tables(path: Path) -> str:
     text = path.read_text()
     for name, table in tables(path).items():
         begin, end = f"<!-- {name}: written by python -m benchmarks.readme -->", f"<!-- end of {name} -->"
-        pattern = f"{re.escape(begin)}.*{re.escape(end)}"
-        text, places = re.subn(pattern, lambda _, table=table: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+        pattern, fresh = f"{re.escape(begin)}.*{re.escape(end)}", f"{begin}\n{table}\n{end}"
+        text, places = re.subn(pattern, lambda _, fresh=fresh: fresh, text, flags=re.DOTALL)
         if places != 1:
             raise ValueError(f"{path.name}: {places} places between {begin} and {end}; allowed: one")
     return text

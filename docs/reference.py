@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -38,40 +39,55 @@ def configuration() -> str:
 
 
 STOREYS = (
-    ("system", "models"),
+    ("models", "system"),
     ("devices",),
-    ("data", "learning"),
-    ("configuration", "alignment"),
+    ("learning",),
+    ("data", "configuration", "alignment"),
     ("results",),
     ("running", "testing"),
-    ("main", "search"),
+    ("main",),
+    ("search",),
 )
-"""Rooms from the ground up."""
+"""Rooms from the ground up: each imports from lower storeys alone."""
+
+
+ROOMS = [room for storey in STOREYS for room in storey]
+PACKAGE = Path(jaxdtp.__file__).parent
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names within the package of what a module imports, lazily or not; of the package itself '__init__'."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "jaxdtp":
+            names = [f"jaxdtp.{alias.name}" for alias in node.names]
+        else:
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        ours = [name.partition(".")[2] for name in names if name.split(".")[0] == "jaxdtp"]
+        yield from (name or "__init__" for name in ours)
 
 
 def imports() -> set[tuple[str, str]]:
     """Pairs of rooms of which the first imports from the second."""
-    package, found = Path(jaxdtp.__file__).parent, set()
-    for path in package.rglob("*.py"):
-        own = path.relative_to(package).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxdtp."):
-                found.add((own, node.module.split(".")[1]))
-    known = {room for storey in STOREYS for room in storey}
-    return {(above, below) for above, below in found if above != below and {above, below} <= known}
+    found = {
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), name.split(".")[0])
+        for path in PACKAGE.rglob("*.py")
+        for name in imported(path)
+    }
+    return {(above, below) for above, below in found if above != below and {above, below} <= set(ROOMS)}
 
 
 def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """The pairs that don't follow from the others."""
-    order = [room for storey in STOREYS for room in storey]
     reached = {}
-    for room in order:
+    for room in ROOMS:
         below = {second for first, second in pairs if first == room}
         reached[room] = below.union(*(reached.get(second, set()) for second in below))
     return {
         (above, below)
         for above, below in pairs
-        if not any((above, between) in pairs and below in reached.get(between, ()) for between in order)
+        if not any((above, between) in pairs and below in reached.get(between, ()) for between in ROOMS)
     }
 
 

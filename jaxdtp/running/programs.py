@@ -102,12 +102,13 @@ class Steps(NamedTuple):
 
     Attributes:
         run: as `epoch.train_steps`.
-        alone: whether it may run only while no other does. Each of LAPACK's routines waits for XLA's threads on the
-            CPU; as many of them at a time as there are threads wait forever (jaxlib 0.10).
+        alone: `alone()`, whether it may run only while no other does; asked where several could. Each of LAPACK's
+            routines waits for XLA's threads on the CPU; as many of them at a time as there are threads wait forever
+            (jaxlib 0.10).
     """
 
     run: Callable
-    alone: bool
+    alone: Callable[[], bool]
 
 
 class Programs(NamedTuple):
@@ -254,7 +255,7 @@ def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: 
         ConfigError: it takes more memory than a device has.
     """
     if jax.config.jax_disable_jit:
-        return Steps(epoch.steps_one_by_one(one_step), alone=True)
+        return Steps(epoch.steps_one_by_one(one_step), alone=lambda: True)
     of_one, of_many = (jax.jit(run, donate_argnums=(4, 5)) for run in (one_step, train_steps))
     traced = of_one.trace(*arguments, 0)
     singly = slow_in_loops(traced.jaxpr)
@@ -267,4 +268,4 @@ def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: 
             f"each device; allowed: what fits into {device_memory() / 1e9:.3g} GB"
         )
     run = epoch.steps_one_by_one(program) if singly else program
-    return Steps(run, alone=LAPACK.search(program.as_text()) is not None)
+    return Steps(run, alone=functools.cache(lambda: LAPACK.search(program.as_text()) is not None))

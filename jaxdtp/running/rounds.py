@@ -101,7 +101,7 @@ class Going(NamedTuple):
         window: of the examples in use, and the `windows` that follow.
         advance: `advance(state, totals, window, count)`, up to so many steps from the `done`th on: the state and the
             totals afterwards, and how many steps there were.
-        alone: whether that is to be called only while no other group is.
+        alone: `alone()`, whether that is to be called only while no other group is.
     """
 
     state: TrainState
@@ -111,7 +111,7 @@ class Going(NamedTuple):
     window: Window
     windows: Iterator[Window]
     advance: Callable[..., tuple[TrainState, Metrics, Any]]
-    alone: bool
+    alone: Callable[[], bool]
 
 
 def train_round(run: Run, round: Round, standing: Standing) -> Standing:
@@ -137,7 +137,9 @@ def train_round(run: Run, round: Round, standing: Standing) -> Standing:
         for number, group in enumerate(run.groups)
         if any(standing.faults[member] is None for member in group.members)
     }
-    workers = 1 if any(of.alone for of in going.values()) else min(len(run.groups), at_a_time())
+    workers = min(len(run.groups), at_a_time())
+    if workers > 1 and any(of.alone() for of in going.values()):
+        workers = 1
     start, count = time.perf_counter(), 1
     with progress_bar(run, label, going) as tell, ThreadPoolExecutor(workers) as pool:
         # Contexts, of precision for one, are a thread's own.
