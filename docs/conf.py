@@ -13,7 +13,14 @@ project = "jaxdtp"
 author = "the jaxdtp authors"
 copyright = author
 release = importlib.metadata.version("jaxdtp")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # formulas need no network
+]
 exclude_patterns = ["build", "generated"]
 html_theme = "furo"
 html_title = f"jaxdtp {release}"

@@ -51,7 +51,7 @@ class Arguments(NamedTuple):
     Attributes:
         config: of the run, validated.
         beside: those of the other rules that are trained, too.
-        config_file: the name of where it comes from; None: from the workdir.
+        config_file: the name of where it comes from; '': from the workdir.
         workdir: directory of the run; None for a fresh one.
         mode: 'train' or 'eval'.
         hosts: of `hosts.connect`: coordinator, num_processes, process_id and timeout.
@@ -59,7 +59,7 @@ class Arguments(NamedTuple):
 
     config: ConfigDict
     beside: dict[str, ConfigDict]
-    config_file: str | None
+    config_file: str
     workdir: epath.Path | None
     mode: str
     hosts: tuple[str | None, int | None, int | None, int]
@@ -145,7 +145,7 @@ def parse(argv: list[str]) -> Arguments:
     others = {}
     if values.mode == "train" and ("beside" in overrides or "algorithm" not in overrides):
         others = configs_beside(own, None if values.config else workdir, config, overrides)
-    config_file = re.split(":(?!/)", values.config, maxsplit=1)[0] if values.config else None
+    config_file = re.split(":(?!/)", values.config or "", maxsplit=1)[0]
     return Arguments(
         own,
         others,

@@ -15,7 +15,7 @@ from jaxdtp.alignment.jacobians import with_own_feedback
 from jaxdtp.alignment.updates import by_layers
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
-from jaxdtp.models.blocks import Block, Parameters, feedback
+from jaxdtp.models.blocks import Block, feedback
 from jaxdtp.models.modules import as_network, by_block, is_network
 from jaxdtp.system.errors import described
 
@@ -115,7 +115,7 @@ def assert_updates_match_backprop(
     images, labels = batch
     network = network if is_network(network) else as_network(network, images, state)
     forward, feedback_params = (by_block(network, side) for side in params)
-    x = images
+    x: jax.Array | jax.ShapeDtypeStruct = images
     for block in network:
         mirrored = paths is None and not by_layers(network, target_rule)
         x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
@@ -163,7 +163,7 @@ def _check_tolerances(max_degrees: float | None, max_relative_error: float | Non
 
 
 def _assert_mirrored(
-    block: Block, forward_params: Parameters, feedback_params: Parameters | None, x: jax.ShapeDtypeStruct | jax.Array
+    block: Block, forward_params: Any, feedback_params: Any, x: jax.ShapeDtypeStruct | jax.Array
 ) -> jax.ShapeDtypeStruct:
     """Shape of F(x), with the shapes on the way there and, where there are feedback parameters, back checked."""
     input_shape, output_shape = ((x.shape[0], *shape) for shape in (block.input_shape, block.output_shape))
@@ -197,7 +197,7 @@ def _shape_of(what: str, expected: str, function, *arguments):
 
 @functools.partial(jax.jit, static_argnames="block")
 def _jacobian_unit_errors(
-    block: Block, forward_params: Parameters, feedback_params: Parameters, x: jax.Array
+    block: Block, forward_params: Any, feedback_params: Any, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """For each output unit, [outputs], over the batch: squared distance of its column of J_G from its row of J_F, and
     the row's squared norm."""
@@ -215,7 +215,7 @@ def _jacobian_unit_errors(
 
 def _worst_update_unit(update: jax.Array, gradient: jax.Array) -> tuple[int, float]:
     """The output unit (last axis) with the greatest error, and that error relative to its gradient's norm."""
-    update, gradient = (np.asarray(array).reshape(-1, array.shape[-1]) for array in (update, gradient))
-    errors = np.linalg.norm(update - gradient, axis=0)
+    of_units, expected = (np.asarray(array).reshape(-1, array.shape[-1]) for array in (update, gradient))
+    errors = np.linalg.norm(of_units - expected, axis=0)
     worst = int(np.argmax(errors))
-    return worst, float(errors[worst] / np.linalg.norm(gradient[:, worst]))
+    return worst, float(errors[worst] / np.linalg.norm(expected[:, worst]))

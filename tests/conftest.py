@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked wherever a module has them, and its other annotations with them.
+PACKAGE = Path(__file__).parent.parent / "jaxdtp"
+SHAPED = [
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for file in PACKAGE.rglob("*.py")
+    if "from jaxtyping import" in file.read_text()
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 # So that its assertions tell what they compared, too.
 pytest.register_assert_rewrite("commands")

@@ -24,7 +24,7 @@ from jaxdtp.learning.targets import (
     output_target,
     propagate_targets,
 )
-from jaxdtp.models import networks
+from jaxdtp.models import blocks, networks
 from jaxdtp.models.blocks import conv_block, dense_block, example_of
 
 BLOCKS = {
@@ -242,7 +242,7 @@ def test_errors_through_the_layers_are_first_order_difference_targets(kind):
     network, beta = NETWORKS[kind], 0.3
     config, forward, backward = fixed_feedback(network, beta)
     ((x, labels),) = random_batches(1)
-    derived = tuple(block._replace(gate=None, project=None) for block in network)
+    derived = tuple(block._replace(gate=blocks.derived, project=blocks.derived) for block in network)
     ways = paths.bind(paths.consecutive(derived), derived, forward)
 
     @jax.jit

@@ -217,6 +217,26 @@ def test_bad_rules_are_named():
         jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="ldrl").init(jax.random.key(0), IMAGES[:2])
 
 
+def test_values_that_fit_no_block_are_named():
+    with pytest.raises(
+        ValueError, match=r"iterations: got \(2, 1\); allowed: one number, ldrl_fast trains the feedback"
+    ):
+        jaxdtp.learner(models.Shared(), optax.sgd(0.1), iterations=(2, 1))
+    dense = [nn.Dense(6), nn.Dense(5), nn.Dense(4)]
+    learner = jaxdtp.learner(dense, optax.sgd(0.1), rule="ldrl", noise_scale=(0.1,) * 3)
+    with pytest.raises(
+        ValueError, match=r"noise_scale: got .*; allowed: one number, or 2, for the blocks Dense_1, Dense_2"
+    ):
+        learner.init(jax.random.key(0), IMAGES[:2].reshape(2, -1))
+
+
+@pytest.mark.parametrize("rule", ["dfa", "ddtp_rhl"])
+def test_direct_feedback_wants_an_output_of_one_axis(rule):
+    learner = jaxdtp.learner([nn.Dense(6), nn.Dense(5)], optax.sgd(0.1), rule=rule)
+    with pytest.raises(ValueError, match=r"block Dense_1: gives \(3, 5\); allowed: one axis, for direct feedback"):
+        learner.init(jax.random.key(0), jnp.zeros((2, 3, 4)))
+
+
 BATCHES = [
     (
         IMAGES[:4],

@@ -1,13 +1,15 @@
 """The Jacobian matching condition, J_G = J_F^T, of one block."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from jaxdtp.learning.paths import derive
-from jaxdtp.models.blocks import Block, Parameters, feedback
+from jaxdtp.models.blocks import Block, derived, feedback
 from jaxdtp.models.modules import as_network
 
 
@@ -22,8 +24,8 @@ def jacobian_matching(
     block: Any,
     forward_params: Any,
     feedback_params: Any,
-    x: jax.Array,
-    key: jax.Array,
+    x: Float[Array, "batch *inputs"],
+    key: Key[Array, ""],
     *,
     probes: int = 16,
     per_example: bool = False,
@@ -63,8 +65,8 @@ def match_jacobian(
     block: Block,
     forward_params: Any,
     feedback_params: Any,
-    x: jax.Array,
-    key: jax.Array,
+    x: Float[Array, "batch *inputs"],
+    key: Key[Array, ""],
     probes: int,
     per_example: bool = False,
 ) -> tuple[Estimate, Estimate]:
@@ -92,8 +94,8 @@ _match_jacobian = functools.partial(jax.jit, static_argnames=("block", "probes",
 
 @functools.partial(jax.jit, static_argnames="block")
 def dense_jacobians(
-    block: Block, forward_params: Parameters, feedback_params: Parameters, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    block: Block, forward_params: Any, feedback_params: Any, x: Float[Array, "batch *inputs"]
+) -> tuple[Float[Array, "batch outputs inputs"], Float[Array, "batch inputs outputs"]]:
     """Exact Jacobians of a small block for every example: J_F at x and J_G at F(x) with the switches of that pass.
 
     Args:
@@ -125,26 +127,30 @@ def dense_jacobians(
 
 def with_own_feedback(block: Block, forward_params: Any) -> Block:
     """A block with a feedback map: its own, or the derived one."""
-    return derive(block, forward_params) if block.project is None else block
+    return derive(block, forward_params) if block.project is derived else block
 
 
 def _sum_of_squares(array: jax.Array, per_example: bool) -> jax.Array:
     return jnp.sum(array**2, axis=tuple(range(1, array.ndim)) if per_example else None)
 
 
-def _jackknife(statistic, mean: jax.Array, without_one: jax.Array) -> Estimate:
+def _jackknife(
+    statistic: Callable[[jax.Array], jax.Array],
+    mean: Float[Array, "3 *batch"],
+    without_one: Float[Array, "probes 3 *batch"],
+) -> Estimate:
     """A statistic of means, and its standard error from the means that leave out one sample each (first axis)."""
     values = jax.vmap(statistic)(without_one)
     count = len(without_one)
     return Estimate(statistic(mean), jnp.sqrt((count - 1) * jnp.var(values, axis=0)))
 
 
-def _relative_error(squares: jax.Array) -> jax.Array:
+def _relative_error(squares: Float[Array, "3 *batch"]) -> Float[Array, "*batch"]:
     difference, of_forward, _ = squares
     return jnp.sqrt(difference / of_forward)
 
 
-def _angle_from_norms(squares: jax.Array) -> jax.Array:
+def _angle_from_norms(squares: Float[Array, "3 *batch"]) -> Float[Array, "*batch"]:
     """The angle between a and b, degrees, from |a - b|^2, |b|^2 and |a|^2. By half its sine,
 
         4 |a| |b| sin^2(angle / 2) = |a - b|^2 - (|a| - |b|)^2,

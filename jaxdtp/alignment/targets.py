@@ -4,15 +4,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxdtp.alignment.vectors import Match, match
-from jaxdtp.models.blocks import Block, Pass
+from jaxdtp.models.blocks import Block, Number, Pass
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
 @functools.partial(jax.jit, static_argnames="network")
 def backprop_targets(
-    network: Network, forward: NetworkParameters, passes: list[Pass], target: jax.Array
+    network: Network, forward: NetworkParameters, passes: list[Pass], target: Float[Array, "batch *outputs"]
 ) -> list[jax.Array]:
     """t[n] = s[n] + J^T (t[N] - s[N]), J = d s[N] / d s[n] of each example: what backpropagation would ask of block n.
 
@@ -35,7 +36,11 @@ def backprop_targets(
 
 @functools.partial(jax.jit, static_argnames="network")
 def gauss_newton_targets(
-    network: Network, forward: NetworkParameters, passes: list[Pass], target: jax.Array, damping: float
+    network: Network,
+    forward: NetworkParameters,
+    passes: list[Pass],
+    target: Float[Array, "batch classes"],
+    damping: Number,
 ) -> list[jax.Array]:
     """t[n] = s[n] + J^T (J J^T + damping I)^-1 (t[N] - s[N]), J = d s[N] / d s[n] of each example: the damped
     Gauss-Newton targets of Meulemans et al. 2020.

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 class Match(NamedTuple):
@@ -16,13 +16,13 @@ class Match(NamedTuple):
         distance: |vector - reference| / |reference|.
     """
 
-    angle: jax.Array
-    cosine: jax.Array
-    ratio: jax.Array
-    distance: jax.Array
+    angle: Float[Array, "..."]
+    cosine: Float[Array, "..."]
+    ratio: Float[Array, "..."]
+    distance: Float[Array, "..."]
 
 
-def angle_degrees(a: jax.Array, b: jax.Array) -> jax.Array:
+def angle_degrees(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Angle between two arrays seen as vectors, in degrees from 0 to 180.
 
     By the half-angle tangent, which keeps its precision near 0 and 180 where the arc cosine loses it.
@@ -31,12 +31,12 @@ def angle_degrees(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.degrees(2 * jnp.arctan2(jnp.linalg.norm(a - b), jnp.linalg.norm(a + b)))
 
 
-def relative_distance(a: jax.Array, reference: jax.Array) -> jax.Array:
+def relative_distance(a: Float[Array, "*shape"], reference: Float[Array, "*shape"]) -> Float[Array, ""]:
     """|a - reference| / |reference|."""
     return jnp.linalg.norm(a - reference) / jnp.linalg.norm(reference)
 
 
-def match(vector: jax.Array, reference: jax.Array) -> Match:
+def match(vector: Float[Array, "*shape"], reference: Float[Array, "*shape"]) -> Match:
     """How far one array, seen as a vector, is from another."""
     vector, reference = vector.ravel(), reference.ravel()
     angle = angle_degrees(vector, reference)

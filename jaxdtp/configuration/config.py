@@ -185,7 +185,7 @@ def _which_seeds(values: dict[str, Any], overrides: Collection[str]) -> dict[str
 
 def nest(values: dict[str, Any]) -> ConfigDict:
     """The configuration of values by dotted key, as `flatten` gives them."""
-    nested = {}
+    nested: dict[str, Any] = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[name] = value

@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
-from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_shape, first_line, select
+from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_size, first_line, select
 from jaxdtp.models import own
 from jaxdtp.system.console import say
 from jaxdtp.system.errors import ConfigError, one_line
@@ -31,8 +32,8 @@ class Examples(NamedTuple):
         labels: int32 [examples].
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
 
 
 class Split(NamedTuple):
@@ -100,7 +101,7 @@ def load_for_seeds(config: ConfigDict, seeds: Sequence[int], data: Data = None) 
     }
     chosen = {role: select(found, split, f"{role}_split") for role, split in wanted.items() if split}
     size = size_of(config, found.name, list(chosen.values()))
-    prefix, number = found.name.replace("/", "-"), found.classes and len(found.classes)
+    prefix, number = found.name.replace("/", "-"), len(found.classes) if found.classes else None
     read_in = {}
     for role, stored in chosen.items():
         name = f"{prefix}-{re.sub(r'[^a-z0-9]+', '_', wanted[role].lower())}"
@@ -144,10 +145,9 @@ def find(config: ConfigDict, data: Data = None) -> Found:
     """The data set that the configuration group `dataset` names, or `data`, as it is stored."""
     if data is not None:
         return memory.of_data(config, data, "the data given")
-    kinds = {"digits": _digits, "folder": folder.find, "npz": memory.of_file}
-    if config.name in kinds:
+    if config.name in KINDS:
         try:
-            return kinds[config.name](config)
+            return KINDS[config.name](config)
         except Exception as error:
             if not of_storage(error):
                 raise
@@ -200,7 +200,7 @@ def size_of(config: ConfigDict, name: str, chosen: list[Stored]) -> tuple[int, i
     kinds = sorted({f"{stored.dtype} with {stored.shape[2]} channel(s)" for stored in chosen})
     if len(kinds) > 1:
         raise ConfigError(f"config.dataset.name: {name} has splits in {', '.join(kinds)}; allowed: one kind of images")
-    height, width, _ = common_shape([stored.shape for stored in chosen])
+    height, width = common_size([stored.shape[:2] for stored in chosen])
     if config.size:
         return config.size
     if height is None or width is None:
@@ -247,3 +247,7 @@ def _digits(config: ConfigDict) -> Found:
     )
     data = {"train": (images[train], digits.target[train]), "test": (images[test], digits.target[test])}
     return memory.of_data(config, data, "digits")._replace(classes=tuple("0123456789"))
+
+
+KINDS = {"digits": _digits, "folder": folder.find, "npz": memory.of_file}
+"""By name; other names are TFDS's, or FILE.py:NAME and PACKAGE.MODULE:NAME of the user's functions."""

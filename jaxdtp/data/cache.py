@@ -144,7 +144,7 @@ def _decode(
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for index, (image, label) in enumerate(examples):
-            file.write(np.ascontiguousarray(image))
+            file.write(np.ascontiguousarray(image).data)
             labels[index] = label
     np.save(path / "labels.npy", labels)
     (path / INDEX).write_text(json.dumps(_index(path, identity)))

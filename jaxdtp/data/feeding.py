@@ -124,11 +124,10 @@ def windows(feed: Feed, order: np.ndarray, first: int = 0) -> Iterator[Window]:
 
     with ThreadPoolExecutor(1) as loader:
         upcoming = loader.submit(load, first)
-        for begin in range(first, batches, feed.window):
-            window = upcoming.result()
-            following = begin + feed.window
-            upcoming = loader.submit(load, following) if following < batches else None
+        for following in range(first + feed.window, batches, feed.window):
+            window, upcoming = upcoming.result(), loader.submit(load, following)
             yield window
+        yield upcoming.result()
 
 
 def _named(splits: Sequence[Split]) -> np.ndarray:

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdtp.data.images import as_array, is_deep, is_grey
-from jaxdtp.data.stored import Found, Stored, bad_example, common_shape, first_line, parts_by_tfds
+from jaxdtp.data.stored import Found, Stored, bad_example, common_size, first_line, parts_by_tfds
 from jaxdtp.system.errors import ConfigError, shown
 from jaxdtp.system.places import place, stamp
 
@@ -127,7 +127,7 @@ def _stored(root: epath.Path, split: str, files: list[tuple[epath.Path, int]]) -
         deep &= is_deep(mode)
         if not is_grey(mode):
             stored = stored._replace(shape=(None, None, 3))
-    shape = (*common_shape(shapes), stored.shape[2])
+    shape = (*common_size(shapes), stored.shape[2])
     return stored._replace(shape=shape, dtype=np.dtype(np.uint16 if deep else np.uint8))
 
 

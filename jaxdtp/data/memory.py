@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxdtp.data.folder import SPLITS
 from jaxdtp.data.images import as_array
-from jaxdtp.data.stored import Found, Stored, check_dtype, common_shape, first_line, parts_by_tfds
+from jaxdtp.data.stored import Found, Stored, check_dtype, common_size, first_line, parts_by_tfds
 from jaxdtp.system.errors import ConfigError, shown
 from jaxdtp.system.places import is_file, is_local, place
 
@@ -38,7 +38,7 @@ def of_file(config: ConfigDict) -> Found:
             f"config.dataset.data_dir: got {shown(config.data_dir)}; allowed: a file NAME.npz of NumPy, or a directory "
             "with train.npz, and test.npz if there is one"
         )
-    data = {}
+    data: dict[str, Data] = {}
     for split, file in files.items():
         pairs = _pairs(config, str(file), _read(file))
         data |= {split: pairs["train"]} if split else pairs
@@ -162,14 +162,14 @@ def _of_source(config: ConfigDict, source: Any, what: str) -> tuple[Stored, tupl
             f"config.dataset.name: {what}, can't be read ({first_line(error)}); allowed: items (image, label), or "
             "{'image': ..., 'label': ...} with the keys that dataset.image_key and dataset.label_key name"
         ) from error
-    shape = common_shape([image.shape for image, _ in pairs])
-    if len({image.ndim for image, _ in pairs}) > 1 or len(shape) != 3 or shape[2] is None:
-        kinds = sorted({image.shape[2:] for image, _ in pairs})
+    kinds = sorted({image.shape[2:] for image, _ in pairs})
+    if len(kinds) > 1 or len(kinds[0]) != 1:
         raise ConfigError(f"config.dataset.name: {what}, has images with channels {kinds}; allowed: one number of them")
     _check_channels(pairs[0][0].shape, what)
     feature = (getattr(source, "features", None) or {}).get(keys[1])
     names = getattr(feature, "names", None)
     labels = [label for _, label in pairs]
+    shape = (*common_size([image.shape[:2] for image, _ in pairs]), *kinds[0])
     stored = Stored(len(pairs), pairs.__getitem__, labels.__getitem__, _place_in(what), "", shape, pairs[0][0].dtype)
     return stored, names and tuple(names)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,9 @@ from jaxdtp.data import cache
 from jaxdtp.data.images import DTYPES, as_array, resized
 from jaxdtp.system.console import Unfailing
 from jaxdtp.system.errors import ConfigError
+
+Size = tuple[int | None, int | None]
+"""Height and width; None for what isn't the same in all images."""
 
 
 class Stored(NamedTuple):
@@ -119,24 +122,26 @@ def select(found: Found, expression: str, key: str) -> Stored:
     splits = [split for split, _, _ in pieces]
     cached = all(split.identity is not None for split in splits)
     identity = [[split.identity, first, last] for split, first, last in pieces] if cached else None
-    shape = common_shape([split.shape for split in splits])
+    # Where channels or types differ, an example that isn't like those of the first split will be told.
+    shape = (*common_size([split.shape[:2] for split in splits]), splits[0].shape[2])
     return Stored(int(ends[-1]), get, label, where, splits[0].again, shape, splits[0].dtype, identity)
 
 
-def common_shape(shapes: list) -> tuple[int | None, int | None, int]:
-    """What shapes have in common; None for what they haven't."""
-    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+def common_size(sizes: Sequence[Size]) -> Size:
+    """The height and the width that all of these have."""
+    height, width = (lengths[0] if len(set(lengths)) == 1 else None for lengths in zip(*sizes, strict=True))
+    return height, width
 
 
 def arrays(
-    name: str, stored: Stored, size: tuple[int, int] | None, classes: int | None, cache_dir: str
+    name: str, stored: Stored, size: tuple[int, int], classes: int | None, cache_dir: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels, from the cache where it holds these very data.
 
     Args:
         name: for the cache and the progress bar.
         stored: the examples.
-        size: height and width to resize to; None: as they are, and all the same.
+        size: height and width, to which images are resized that have others.
         classes: labels are below that; None where that isn't known yet.
         cache_dir: `dataset.cache_dir`.
 
@@ -146,19 +151,18 @@ def arrays(
     Raises:
         ConfigError: an example is damaged, or not like the others, or the cache can't be written.
     """
-    height, width, channels = stored.shape
-    shape = (stored.size, *(size or (height, width)), channels)
-    resize = size if size != (height, width) else None
+    shape = (stored.size, *size, stored.shape[2])
+    resize = size if size != stored.shape[:2] else None
 
     def decoded() -> Iterator[tuple[np.ndarray, Any]]:
         return _decode(name, stored, resize, shape[1:], classes)
 
     if stored.identity is None:
-        images, labels = np.empty(shape, stored.dtype), []
+        images, found = np.empty(shape, stored.dtype), []
         for index, (image, label) in enumerate(decoded()):
             images[index] = image
-            labels.append(label)
-        return images, np.asarray(labels)
+            found.append(label)
+        return images, np.asarray(found)
     identity = json.dumps([stored.identity, shape, str(stored.dtype)])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     images, labels = cache.fetch(cache_dir, f"{name}-{digest}", identity, (shape, stored.dtype), decoded)

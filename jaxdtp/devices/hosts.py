@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import numpy as np
@@ -48,16 +48,17 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
     missing = [name for name, value in flags.items() if value is None]
     if 0 < len(missing) < len(flags):
         raise ConfigError(f"{missing[0]}: missing; allowed: {', '.join(flags)} together, or none of them")
-    if missing and not _in_cluster():
-        return
-    if not missing:
+    if coordinator is None or num_processes is None or process_id is None:
+        if not _in_cluster():
+            return
+        where = "the hosts of this cluster"
+    else:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ConfigError(f"--coordinator: got {coordinator!r}; allowed: HOST:PORT of the host with --process_id=0")
         if not 0 <= process_id < num_processes:
             raise ConfigError(f"--process_id: got {process_id}; allowed: 0 to {num_processes - 1} for --num_processes")
-
-    where = f"{num_processes} hosts at {coordinator}" if not missing else "the hosts of this cluster"
+        where = f"{num_processes} hosts at {coordinator}"
     message = (
         f"--coordinator: can't get together with {where} within {timeout} s (--connect_timeout); allowed: an address "
         "that all hosts reach, and every --process_id started once"
@@ -82,8 +83,9 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"JAX_PLATFORMS: got {jax.config.jax_platforms!r} ({one_line(str(error)) or 'no such devices'}); allowed: "
-            "platforms that JAX is installed for and this machine has, for example cpu; or nothing, to take the best"
+            f"JAX_PLATFORMS: got {jax.config.values['jax_platforms']!r} ({one_line(str(error)) or 'no such devices'}); "
+            "allowed: platforms that JAX is installed for and this machine has, for example cpu; or nothing, to take "
+            "the best"
         ) from error
 
 
@@ -103,6 +105,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+@overload
+def together(function: Callable[[], Result]) -> Result: ...
+@overload
+def together(function: Callable[[], Result], *, first_alone: Literal[True]) -> Result | None: ...
 def together(function: Callable[[], Result], *, first_alone: bool = False) -> Result | None:
     """`function()` on every host; where it fails on one of them, it fails on all.
 

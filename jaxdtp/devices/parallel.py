@@ -52,10 +52,10 @@ def make_mesh(groups: int = 1, seeds: int = 1) -> Mesh:
     if devices % groups:
         divisors = ", ".join(str(number) for number in range(1, devices + 1) if devices % number == 0)
         raise ValueError(f"got {groups}; allowed: {divisors}, which divide the {devices} devices")
-    sizes, axes = (devices // groups, groups), AXES
-    if (divided := math.gcd(sizes[0], seeds)) > 1:
-        sizes, axes = (divided, sizes[0] // divided, groups), (SEEDS, *AXES)
-    return jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
+    sizes = {"data": devices // groups, "layer": groups}
+    if (divided := math.gcd(sizes["data"], seeds)) > 1:
+        sizes = {SEEDS: divided, "data": sizes["data"] // divided, "layer": groups}
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def device_memory() -> int:
@@ -102,8 +102,11 @@ def divide_rows(mesh: Mesh, array: np.ndarray, rows: np.ndarray) -> jax.Array:
         rows: the last one is repeated until they can be divided evenly.
     """
     rows = np.pad(rows, (0, -len(rows) % mesh.size), mode="edge")
-    sharding = NamedSharding(mesh, P(AXES))
-    return jax.make_array_from_callback((len(rows), *array.shape[1:]), sharding, lambda index: array[rows[index[0]]])
+
+    def read(index):
+        return array[rows[index[0]]]
+
+    return jax.make_array_from_callback((len(rows), *array.shape[1:]), NamedSharding(mesh, P(AXES)), read)
 
 
 def divide_batch(mesh: Mesh | None, tree: Any) -> Any:

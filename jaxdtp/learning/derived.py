@@ -76,7 +76,8 @@ def layers_of(f: Function, params: Any, x: Any) -> tuple[list[Layer], Callable[[
         The layers, and a function from parameters to each layer's weight, as it comes to the operation.
     """
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), x)
-    names, layers = parameter_names(params), []
+    names = parameter_names(params)
+    layers: list[Layer] = []
 
     def weights_of(params: Any) -> list[jax.Array]:
         closed = jax.make_jaxpr(f)(params, x)

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Scalar
 
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import difference_target
-from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback_difference
+from jaxdtp.models.blocks import Block, Forward, Number, Pass, feedback_difference
 from jaxdtp.models.loops import fast_in_loops
 from jaxdtp.models.networks import NetworkParameters
 
@@ -28,11 +29,11 @@ from jaxdtp.models.networks import NetworkParameters
 class Noise(NamedTuple):
     """Noise arrays as they are added (already scaled), shaped as the block's input and output."""
 
-    input: jax.Array
-    output: jax.Array
+    input: Float[Array, "batch *inputs"]
+    output: Float[Array, "batch *outputs"]
 
 
-FeedbackRule = Callable[[Block, Parameters, Forward, Pass, Noise], tuple[jax.Array, Parameters]]
+FeedbackRule = Callable[[Block, Any, Forward, Pass, Noise], tuple[jax.Array, Any]]
 
 
 class FeedbackTraining(NamedTuple):
@@ -47,13 +48,13 @@ class FeedbackTraining(NamedTuple):
     """
 
     iterations: int
-    noise_scale: float
+    noise_scale: Number
     noise_samples: int
     optimizer: optax.GradientTransformation
     examples: int | None = None
 
 
-def ldrl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise) -> jax.Array:
+def ldrl_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, noise: Noise) -> Scalar:
     """Local difference reconstruction loss (L-DRL) of Ernoult et al. 2022, without its factor 1/sigma^2.
 
         -2 e . (G(F(s + e)) - G(F(s))) + |G(F(s) + n) - G(F(s))|^2,    e = noise.input, n = noise.output,
@@ -80,16 +81,14 @@ def ldrl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean
     return (size - 2 * reconstruction) / len(x)
 
 
-def reconstruction_loss(
-    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise
-) -> jax.Array:
+def reconstruction_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, noise: Noise) -> Scalar:
     """Denoising reconstruction of the noisy input, |s + e - G(F(s + e))|^2 with e = noise.input (Lee et al. 2015)."""
     noisy = clean.input + noise.input
     reconstructed = block.project(feedback_params, _gate_of_noisy(block, forward, clean, noisy))
     return jnp.sum((noisy - reconstructed) ** 2) / len(noisy)
 
 
-def drl_loss(block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, noise: Noise) -> jax.Array:
+def drl_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, noise: Noise) -> Scalar:
     """Difference reconstruction loss (DRL) of Meulemans et al. 2020, without its factor 1/sigma^2.
 
         |G(F(s + e)) - G(F(s)) - e|^2,    e = noise.input
@@ -126,7 +125,7 @@ def there_and_back(
     What DRL is about where feedback is consecutive (Meulemans et al. 2020: DTPDRL); without noise it is F(s).
     """
 
-    def up_and_down(x: jax.Array) -> tuple[jax.Array, Any, dict]:
+    def up_and_down(x: Float[Array, "batch *inputs"]) -> tuple[Float[Array, "batch *outputs"], Any, dict]:
         for path in paths[index:]:
             x, _, _ = path.block.forward(forward, x)
         for path, of_path in zip(paths[:index:-1], clean[:index:-1], strict=True):
@@ -136,18 +135,18 @@ def there_and_back(
     return up_and_down
 
 
-def descend(loss: Callable[[Block, Parameters, Forward, Pass, Noise], jax.Array]) -> FeedbackRule:
+def descend(loss: Callable[[Block, Any, Forward, Pass, Noise], jax.Array]) -> FeedbackRule:
     """The rule that follows the gradient of `loss(block, feedback_params, forward, clean, noise)`."""
     return jax.value_and_grad(loss, argnums=1)
 
 
-def _gate_of_noisy(block: Block, forward: Forward, clean: Pass, noisy: jax.Array) -> Any:
+def _gate_of_noisy(block: Block, forward: Forward, clean: Pass, noisy: Float[Array, "batch *inputs"]) -> Any:
     """What `project` gets of F at a noisy input."""
     y, switches, _ = forward(noisy)
     return block.gate(y, switches if block.refreshes else clean.switches)
 
 
-def draw_noise(key: jax.Array, scale: float, clean: Pass) -> Noise:
+def draw_noise(key: jax.Array, scale: Number, clean: Pass) -> Noise:
     """Gaussian noise for a block's input and output: the one place where feedback learning draws random numbers."""
     input_key, output_key = jax.random.split(key)
     return Noise(
@@ -160,12 +159,12 @@ def feedback_update(
     rule: FeedbackRule,
     optimizer: optax.GradientTransformation,
     block: Block,
-    feedback_params: Parameters,
+    feedback_params: Any,
     optimizer_state: optax.OptState,
     forward: Forward,
     clean: Pass,
     noise: Noise,
-) -> tuple[Parameters, optax.OptState, jax.Array]:
+) -> tuple[Any, optax.OptState, Scalar]:
     """One update of a block's feedback weights; returns them, the optimizer's state and the loss before the update."""
     value, gradient = rule(block, feedback_params, forward, clean, noise)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, feedback_params)
@@ -176,12 +175,12 @@ def train_feedback(
     rule: FeedbackRule,
     training: FeedbackTraining,
     block: Block,
-    feedback_params: Parameters,
+    feedback_params: Any,
     optimizer_state: optax.OptState,
     forward: Forward,
     clean: Pass,
     key: jax.Array,
-) -> tuple[Parameters, optax.OptState, jax.Array]:
+) -> tuple[Any, optax.OptState, Scalar]:
     """All updates of a block's feedback weights on one batch, `examples_of` which `clean` has been cut to.
 
     Returns the weights, the optimizer's state and the loss averaged over the iterations.

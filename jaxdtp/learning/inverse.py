@@ -17,28 +17,29 @@ Both rules measure, averaged over the batch:
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdtp.learning.targets import Measurements
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback
+from jaxdtp.models.blocks import Block, Forward, Number, Pass, feedback
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
 def inverse_target(
     block: Block,
-    feedback_params: Parameters,
+    feedback_params: Any,
     forward: Forward,
     clean: Pass,
-    target: jax.Array,
+    target: Float[Array, "batch *outputs"],
     *,
     iterations: int = 10,
-    tolerance: float = 1e-3,
-    damping: float = 0.0,
-) -> tuple[jax.Array, Measurements]:
+    tolerance: Number = 1e-3,
+    damping: Number = 0.0,
+) -> tuple[Float[Array, "batch *inputs"], Measurements]:
     """r_0 = s,  r_{k+1} = r_k + (G(t[n]) - G(F(r_k)) - delta (r_k - s)) / (1 + delta),  s = s[n-1]: iterated in the
     space of the block's input.
 
@@ -64,15 +65,15 @@ def inverse_target(
 
 def output_inverse_target(
     block: Block,
-    feedback_params: Parameters,
+    feedback_params: Any,
     forward: Forward,
     clean: Pass,
-    target: jax.Array,
+    target: Float[Array, "batch *outputs"],
     *,
     iterations: int = 10,
-    tolerance: float = 1e-3,
-    damping: float = 0.0,
-) -> tuple[jax.Array, Measurements]:
+    tolerance: Number = 1e-3,
+    damping: Number = 0.0,
+) -> tuple[Float[Array, "batch *inputs"], Measurements]:
     """u_0 = t - s,  u_{k+1} = u_k + (t - s - (F(G(s + u_k)) - F(G(s))) - delta u_k) / (1 + delta),  s = s[n], t = t[n];
     t[n-1] = s[n-1] + G(s + u_K) - G(s): iterated in the space of the block's output.
 
@@ -106,18 +107,22 @@ TARGET_RULES = (inverse_target, output_inverse_target)
 class _Iterates(NamedTuple):
     """Where the iterations of a batch have come to; all but `iteration` by example."""
 
-    point: jax.Array
-    step: jax.Array
-    first_size: jax.Array
-    size: jax.Array
-    count: jax.Array
-    active: jax.Array
-    diverged: jax.Array
-    iteration: jax.Array
+    point: Float[Array, "batch *space"]
+    step: Float[Array, "batch *space"]
+    first_size: Float[Array, " batch"]
+    size: Float[Array, " batch"]
+    moves: Int[Array, " batch"]
+    active: Bool[Array, " batch"]
+    diverged: Bool[Array, " batch"]
+    iteration: Int[Array, ""]
 
 
 def _iterate(
-    step: Callable[[jax.Array], jax.Array], point: jax.Array, first: jax.Array, iterations: int, tolerance: float
+    step: Callable[[jax.Array], jax.Array],
+    point: Float[Array, "batch *space"],
+    first: Float[Array, "batch *space"],
+    iterations: int,
+    tolerance: Number,
 ) -> _Iterates:
     """point <- point + step(point) while an example's steps shrink, `first` being the first step."""
 
@@ -138,7 +143,7 @@ def _iterate(
             step=_where(state.active, taken, state.step),
             first_size=state.first_size,
             size=jnp.where(state.active, size, state.size),
-            count=state.count + state.active.astype(state.count.dtype),
+            moves=state.moves + state.active.astype(state.moves.dtype),
             active=active,
             diverged=state.diverged | grown,
             iteration=state.iteration + 1,
@@ -151,12 +156,16 @@ def _iterate(
 
 
 def _measurements(
-    reached: _Iterates, forward: Forward, below: jax.Array, clean: Pass, target: jax.Array
+    reached: _Iterates,
+    forward: Forward,
+    below: Float[Array, "batch *inputs"],
+    clean: Pass,
+    target: Float[Array, "batch *outputs"],
 ) -> Measurements:
     tiny = jnp.finfo(target.dtype).tiny
     residual, before = _sizes(forward(below)[0] - target), _sizes(clean.output - target)
-    moved = (reached.count > 0).astype(target.dtype)
-    ratio = (reached.size / (reached.first_size + tiny)) ** (1 / jnp.maximum(reached.count, 1))
+    moved = (reached.moves > 0).astype(target.dtype)
+    ratio = (reached.size / (reached.first_size + tiny)) ** (1 / jnp.maximum(reached.moves, 1))
     return {
         # By example it is anything where a target hardly differs from what is there.
         "target_residual": jnp.sum(residual) / (jnp.sum(before) + tiny),
@@ -198,11 +207,13 @@ def scale_by_influence(
     return scaled, influences
 
 
-def _sizes(values: jax.Array) -> jax.Array:
+def _sizes(values: Float[Array, "batch *space"]) -> Float[Array, " batch"]:
     """The norm of each example, [batch]."""
     return jnp.sqrt(jnp.sum(values**2, axis=tuple(range(1, values.ndim))))
 
 
-def _where(chosen: jax.Array, values: jax.Array, otherwise: jax.Array) -> jax.Array:
+def _where(
+    chosen: Bool[Array, " batch"], values: Float[Array, "batch *space"], otherwise: Float[Array, "batch *space"]
+) -> Float[Array, "batch *space"]:
     """By example."""
     return jnp.where(chosen.reshape(-1, *(values.ndim - 1) * (1,)), values, otherwise)

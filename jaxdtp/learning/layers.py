@@ -7,6 +7,7 @@ A layer is a linear operation y = op(x, W) with a feedback weight O. A layer rul
 where `layers, weights_of = layers_of(f, params, x)`, and `probes` holds random signals e for each layer's own input.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 
 from jaxdtp.learning.derived import Function, layers_of
 from jaxdtp.learning.walk import Layer
+from jaxdtp.models.blocks import Number
 
 Layers = list[Layer]
 LayerRule = Callable[
-    [Layers, Callable[[Any], list[jax.Array]], Any, Any, list[jax.Array], float], tuple[Any, list[jax.Array]]
+    [Layers, Callable[[Any], list[jax.Array]], Any, Any, list[jax.Array], Number], tuple[Any, list[jax.Array]]
 ]
 
 EQUATIONS = 2.0
@@ -81,7 +83,7 @@ def match_layers(
     params: Any,
     feedback_params: Any,
     probes: list[jax.Array],
-    rate: float,
+    rate: Number,
 ) -> tuple[Any, list[jax.Array]]:
     """A normalised step of each feedback weight O towards what its forward weight W does to a probe e,
 
@@ -113,11 +115,12 @@ def match_layers(
     descents, structure = jax.tree.flatten(descent)
     leaves = jax.tree.leaves(feedback_params)
     for group in _groups(layers):
-        curvature = sum(
+        curvatures = [
             jnp.sum(_product(layer, probe, _wide(change)) ** 2)
             for layer, probe, change in zip(layers, probes, along, strict=True)
             if layer.leaves <= group
-        )
+        ]
+        curvature = functools.reduce(jnp.add, curvatures)
         square = sum(jnp.sum(_wide(descents[index]) ** 2) for index in group)
         step = rate * square / (curvature + jnp.finfo(curvature.dtype).tiny)
         for index in group:
@@ -131,7 +134,7 @@ def mirror_layers(
     params: Any,
     feedback_params: Any,
     probes: list[jax.Array],
-    rate: float,
+    rate: Number,
 ) -> tuple[Any, list[jax.Array]]:
     """The weight mirror (Akrout et al. 2019): Hebbian learning of a forward weight's response to noise, with decay,
 
@@ -167,7 +170,7 @@ def copy_signs(
     params: Any,
     feedback_params: Any,
     probes: list[jax.Array],
-    rate: float,
+    rate: Number,
 ) -> tuple[Any, list[jax.Array]]:
     """O <- sign(W) |O|: feedback weights keep their own random sizes and take the forward weights' signs.
 
@@ -183,7 +186,7 @@ def minimise_mismatch(
     params: Any,
     feedback_params: Any,
     probes: list[jax.Array],
-    rate: float,
+    rate: Number,
 ) -> tuple[Any, list[jax.Array]]:
     """O <- (1 - rate) O + rate W: all the way, with a rate of 1, to the minimum of the Jacobian matching loss
     |J_G - J_F^T|^2 (Bao et al. 2024), which is where feedback weights are the forward weights if both ways have the

@@ -86,6 +86,11 @@ def learner(
     if by_layer and feedback_optimizer is not None:
         raise ValueError(f"feedback_optimizer: got one; allowed: None, {rule} has steps of its own")
     beta = (1.0 if by_layer else 0.7) if beta is None else beta
+    layers = LayerTraining()
+    if by_layer:
+        of_layers = {"iterations": iterations, "batch_share": batch_share, "feedback_rate": feedback_rate}
+        count, share, rate = (_single(rule, name, value) for name, value in of_layers.items())
+        layers = LayerTraining(count or 1, share, rate or (0.05 if rule == "weight_mirror" else 1.0))
     networks_by_input: dict = {}
 
     def network_for(x: jax.Array) -> Network:
@@ -97,15 +102,20 @@ def learner(
         return networks_by_input[like]
 
     def settings_for(network: Network, examples: int) -> Settings:
-        settings = Settings(algorithm, (), beta, optimizer, symmetric_init=symmetric, loss=loss, layers=LayerTraining())
+        settings = Settings(algorithm, (), beta, optimizer, symmetric_init=symmetric, loss=loss, layers=layers)
         if by_layer:
-            rate = feedback_rate or (0.05 if rule == "weight_mirror" else 1.0)
-            return settings._replace(layers=LayerTraining(iterations or 1, batch_share, rate))
+            return settings
         ways = _paths(algorithm, network)
         if algorithm.feedback_rule is None:
             return settings._replace(paths=ways)
-        values = (iterations or 10, noise_scale, noise_samples, feedback_rate or 0.01, batch_share)
-        of_blocks = zip(*(_for_each(value, len(ways)) for value in values), strict=True)
+        values = {
+            "iterations": iterations or 10,
+            "noise_scale": noise_scale,
+            "noise_samples": noise_samples,
+            "feedback_rate": feedback_rate or 0.01,
+            "batch_share": batch_share,
+        }
+        of_blocks = zip(*(_for_each(name, value, ways) for name, value in values.items()), strict=True)
         trainings = tuple(
             FeedbackTraining(
                 count,
@@ -152,9 +162,18 @@ def _paths(algorithm: Algorithm, network: Network) -> paths.Paths:
         return paths.consecutive(network)
     if algorithm.paths == "direct":
         return paths.direct(network)
-    hidden = paths.random_hidden_layer(jax.random.key(0), *network[-1].output_shape, 1024)
+    hidden = paths.random_hidden_layer(jax.random.key(0), paths.output_features(network), 1024)
     return paths.direct_through_hidden(network, hidden)
 
 
-def _for_each(value: Any, count: int) -> tuple:
-    return value if isinstance(value, tuple) else (value,) * count
+def _single(rule: str, name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        raise ValueError(f"{name}: got {value}; allowed: one number, {rule} trains the feedback of all layers alike")
+    return value
+
+
+def _for_each(name: str, value: Any, ways: paths.Paths) -> tuple:
+    if isinstance(value, tuple) and len(value) != len(ways):
+        names = ", ".join(path.block.name for path in ways)
+        raise ValueError(f"{name}: got {value}; allowed: one number, or {len(ways)}, for the blocks {names}")
+    return value if isinstance(value, tuple) else (value,) * len(ways)

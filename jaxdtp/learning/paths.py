@@ -12,7 +12,18 @@ import jax.numpy as jnp
 
 from jaxdtp.learning.derived import with_feedback
 from jaxdtp.learning.layers import init_feedback
-from jaxdtp.models.blocks import ELU, Activation, Block, Context, Parameters, Pass, Units, dense_block, example_of
+from jaxdtp.models.blocks import (
+    ELU,
+    Activation,
+    Block,
+    Context,
+    Parameters,
+    Pass,
+    Units,
+    dense_block,
+    derived,
+    example_of,
+)
 from jaxdtp.models.networks import Network, NetworkParameters, forward_passes
 
 
@@ -57,7 +68,7 @@ def bind(paths: Paths, network: Network, forward: NetworkParameters) -> Paths:
             return last.output, last.switches, {}
 
         block = path.block
-        if block.project is None:
+        if block.project is derived:
             block = derive(network[index], forward[block.name])
         return path._replace(block=block._replace(forward=forwards))
 
@@ -115,6 +126,18 @@ def direct_through_hidden(network: Network, hidden: Parameters, units: Units = E
         _direct_path(network, index, units, features, q) if index < last else _direct_path(network, index, units)
         for index in range(1, len(network))
     )
+
+
+def output_features(network: Network) -> int:
+    """How many numbers the network's output has, from which direct feedback leads down.
+
+    Raises:
+        ValueError: the output has more axes than one.
+    """
+    last = network[-1]
+    if len(last.output_shape) != 1:
+        raise ValueError(f"block {last.name}: gives {last.output_shape}; allowed: one axis, for direct feedback")
+    return last.output_shape[0]
 
 
 def random_hidden_layer(key: jax.Array, classes: int, features: int) -> Parameters:
@@ -192,7 +215,7 @@ def _direct_path(
 
     `before` is applied to the network's output, and gives `features` features.
     """
-    (classes,) = network[-1].output_shape
+    classes = output_features(network)
     below = network[index]
     dense = dense_block(below.name, below.input_shape, features or classes, activation=False, units=units)
 

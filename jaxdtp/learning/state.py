@@ -14,6 +14,7 @@ from jaxdtp.learning.feedback import FeedbackTraining
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, cross_entropy
 from jaxdtp.models import networks
+from jaxdtp.models.blocks import Number
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 
 
@@ -28,7 +29,7 @@ class LayerTraining(NamedTuple):
 
     iterations: int = 1
     share: float = 1.0
-    rate: float = 1.0
+    rate: Number = 1.0
 
 
 class Settings(NamedTuple):
@@ -49,7 +50,7 @@ class Settings(NamedTuple):
 
     algorithm: Algorithm
     paths: Paths
-    beta: float
+    beta: Number
     forward_optimizer: optax.GradientTransformation
     feedback: tuple[FeedbackTraining, ...] = ()
     layers: LayerTraining = LayerTraining()
@@ -59,8 +60,7 @@ class Settings(NamedTuple):
     parallel: Parallel | None = None
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes during a run; together with the seed it is enough to continue bit for bit.
 
     Attributes:

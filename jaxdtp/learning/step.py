@@ -1,17 +1,25 @@
 """One training step: forward pass, feedback training, what is fed back, one forward update for all blocks together."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import with_feedback
 from jaxdtp.learning.inverse import scale_by_influence
 from jaxdtp.learning.state import Settings, TrainState, bind
-from jaxdtp.learning.targets import Loss, cross_entropy, local_gradients, output_target, propagate_targets
+from jaxdtp.learning.targets import (
+    Loss,
+    TargetRule,
+    cross_entropy,
+    local_gradients,
+    output_target,
+    propagate_targets,
+)
 from jaxdtp.learning.train_feedback import train_all_feedback, train_all_layers
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Pass
@@ -42,7 +50,12 @@ class Learned(NamedTuple):
 
 
 def train_step(
-    network: Network, settings: Settings, state: TrainState, images: jax.Array, labels: Any, key: jax.Array
+    network: Network,
+    settings: Settings,
+    state: TrainState,
+    images: Shaped[Array, "batch *inputs"],
+    labels: Any,
+    key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
     """One step on one batch.
 
@@ -115,7 +128,12 @@ def check_batch(network: Network, loss: Loss, images: Any, labels: Any) -> None:
 
 
 def learn(
-    network: Network, settings: Settings, state: TrainState, images: jax.Array, labels: Any, key: jax.Array
+    network: Network,
+    settings: Settings,
+    state: TrainState,
+    images: Shaped[Array, "batch *inputs"],
+    labels: Any,
+    key: jax.Array,
 ) -> Learned:
     """What a batch teaches, before any forward weight moves; arguments as in `train_step`."""
     algorithm = settings.algorithm
@@ -134,7 +152,12 @@ def learn(
 
 
 def feedback_step(
-    network: Network, settings: Settings, state: TrainState, images: jax.Array, labels: Any, key: jax.Array
+    network: Network,
+    settings: Settings,
+    state: TrainState,
+    images: Shaped[Array, "batch *inputs"],
+    labels: Any,
+    key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
     """A step in which only the feedback weights learn; as `train_step`, without what the target rule measures."""
     passes, model = networks.run(bind(network, state, key), state.forward, images)
@@ -152,7 +175,7 @@ def error_gradients(
     settings: Settings,
     forward: NetworkParameters,
     feedback: NetworkParameters,
-    images: jax.Array,
+    images: Shaped[Array, "batch *inputs"],
     labels: Any,
 ) -> tuple[NetworkParameters, list[Pass], NetworkState]:
     """Gradients of all parameters from the loss's error, beta dL/ds[N], which goes down through the feedback weights of
@@ -194,14 +217,19 @@ def all_targets(
     `bind`."""
     target = output_target(passes[-1].output, labels, settings.beta, settings.loss)
     ways = paths.bind(settings.paths, network, forward)
-    targets, measured = propagate_targets(settings.algorithm.target_rule, ways, forward, feedback, passes, target)
+    rule = cast(TargetRule, settings.algorithm.target_rule)
+    targets, measured = propagate_targets(rule, ways, forward, feedback, passes, target)
     if settings.scale_by_influence:
         targets, measured["influence"] = scale_by_influence(network, forward, passes, targets)
     return targets, measured
 
 
 def backprop_gradients(
-    network: Network, params: NetworkParameters, images: jax.Array, labels: Any, loss: Loss = cross_entropy
+    network: Network,
+    params: NetworkParameters,
+    images: Shaped[Array, "batch *inputs"],
+    labels: Any,
+    loss: Loss = cross_entropy,
 ) -> NetworkParameters:
     """Gradients of the mean loss by backpropagation, by block name."""
 
@@ -223,7 +251,9 @@ def pass_metrics(network: Network, settings: Settings, passes: list[Pass], label
     return {"loss": jnp.mean(settings.loss(outputs, labels)), "activation": activations}
 
 
-def classification_metrics(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> Metrics:
+def classification_metrics(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], weights: Float[Array, "*batch"] | None = None
+) -> Metrics:
     """Cross-entropy ('loss', nats), 'top1' and, above 10 classes, 'top5', averaged over the batch.
 
     Args:

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from jaxdtp.learning.paths import Paths, along_paths
-from jaxdtp.models.blocks import Block, Forward, Parameters, Pass, feedback, feedback_difference
+from jaxdtp.models.blocks import Block, Forward, Number, Pass, feedback, feedback_difference
 from jaxdtp.models.networks import Network, NetworkParameters
 
 Measurements = dict[str, jax.Array]
@@ -25,20 +26,20 @@ Measurements = dict[str, jax.Array]
 Loss = Callable[[jax.Array, Any], jax.Array]
 """Of outputs and labels: [batch], or its mean."""
 
-TargetRule = Callable[[Block, Parameters, Forward, Pass, jax.Array], tuple[jax.Array, Measurements]]
+TargetRule = Callable[[Block, Any, Forward, Pass, jax.Array], tuple[jax.Array, Measurements]]
 
 
 def difference_target(
-    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
-) -> tuple[jax.Array, Measurements]:
+    block: Block, feedback_params: Any, forward: Forward, clean: Pass, target: Float[Array, "batch *outputs"]
+) -> tuple[Float[Array, "batch *inputs"], Measurements]:
     """t[n-1] = s[n-1] + G_n(t[n]) - G_n(s[n]): difference target propagation (Lee et al. 2015)."""
     h_target, h_clean = block.gate(target, clean.switches), block.gate(clean.output, clean.switches)
     return clean.input + feedback_difference(block, feedback_params, h_target, h_clean), {}
 
 
 def first_order_target(
-    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
-) -> tuple[jax.Array, Measurements]:
+    block: Block, feedback_params: Any, forward: Forward, clean: Pass, target: Float[Array, "batch *outputs"]
+) -> tuple[Float[Array, "batch *inputs"], Measurements]:
     """t[n-1] = s[n-1] + J_G (t[n] - s[n]): the difference target for small steps, whatever their size."""
     x, y, switches = clean
     _, change = jax.jvp(lambda y: feedback(block, feedback_params, y, switches), (y,), (target - y,))
@@ -46,18 +47,20 @@ def first_order_target(
 
 
 def plain_target(
-    block: Block, feedback_params: Parameters, forward: Forward, clean: Pass, target: jax.Array
-) -> tuple[jax.Array, Measurements]:
+    block: Block, feedback_params: Any, forward: Forward, clean: Pass, target: Float[Array, "batch *outputs"]
+) -> tuple[Float[Array, "batch *inputs"], Measurements]:
     """t[n-1] = G_n(t[n]): target propagation without the difference correction."""
     return feedback(block, feedback_params, target, clean.switches), {}
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """-log softmax(logits)[label] of each example, [batch], nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def output_target(outputs: jax.Array, labels: Any, beta: float, loss: Loss = cross_entropy) -> jax.Array:
+def output_target(
+    outputs: Float[Array, "batch *outputs"], labels: Any, beta: Number, loss: Loss = cross_entropy
+) -> Float[Array, "batch *outputs"]:
     """t[N] = s[N] - beta dL/ds[N]: one gradient step of size beta on each example's loss L. Of the cross-entropy it is
 
         t[N] = s[N] - beta (softmax(s[N]) - onehot(labels)).
@@ -77,7 +80,7 @@ def propagate_targets(
     forward: NetworkParameters,
     feedback_params: NetworkParameters,
     passes: list[Pass],
-    target: jax.Array,
+    target: Float[Array, "batch *outputs"],
 ) -> tuple[list[jax.Array], dict[str, Measurements]]:
     """Targets t[1..N] of all blocks' outputs, from the target t[N] of the last one downwards.
 
@@ -91,7 +94,8 @@ def propagate_targets(
     Returns:
         The targets, and the rule's measurements: by name, then by block name.
     """
-    targets, measured = [target], {}
+    targets = [target]
+    measured: dict[str, Measurements] = {}
     for path, clean in zip(paths[::-1], along_paths(paths, passes)[::-1], strict=True):
         block = path.block
         of_source = targets[path.source - len(passes)]  # counted from the top

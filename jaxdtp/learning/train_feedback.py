@@ -1,7 +1,7 @@
 """Feedback learning of a whole network on one batch: of every path's weights, or of those beside every layer."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ import optax
 from jaxdtp.devices.parallel import divide_jobs
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import layers_of
-from jaxdtp.learning.feedback import examples_of, train_feedback
-from jaxdtp.learning.layers import draw_probes
+from jaxdtp.learning.feedback import FeedbackRule, examples_of, train_feedback
+from jaxdtp.learning.layers import LayerRule, draw_probes
 from jaxdtp.learning.paths import along_paths
 from jaxdtp.learning.state import Settings, TrainState, bind
 from jaxdtp.learning.values import parameter_names
@@ -36,7 +36,8 @@ def train_all_feedback(
         for index, path in enumerate(settings.paths)
     }
     clean = [along_paths(settings.paths, examples_of(training, passes)) for training in settings.feedback]
-    return _by_block(jobs, _done(settings, jobs, clean, state, key))
+    feedback, optimizers, losses = _by_block(jobs, _done(settings, jobs, clean, state, key))
+    return feedback, optimizers, losses
 
 
 def train_one_feedback(
@@ -48,7 +49,7 @@ def train_one_feedback(
     ways = paths.bind(settings.paths, bind(network, state, key), state.forward)
     block = ways[index].block
     return train_feedback(
-        algorithm.feedback_rule,
+        cast(FeedbackRule, algorithm.feedback_rule),
         training,
         block,
         state.feedback[block.name],
@@ -100,14 +101,13 @@ def train_one_block(
 ) -> tuple[Any, jax.Array]:
     """As `train_all_layers`, of the block with this index alone."""
     name = network[index].name
+    rule = cast(LayerRule, settings.algorithm.feedback_rule)
     layers, weights_of = block_layers(network, index, state, 2, key)
-    feedback, total = state.feedback[name], 0.0
+    feedback, total = state.feedback[name], jnp.zeros(())
     for of_iteration in probes:
-        feedback, losses = settings.algorithm.feedback_rule(
-            layers, weights_of, state.forward[name], feedback, of_iteration, settings.layers.rate
-        )
+        feedback, losses = rule(layers, weights_of, state.forward[name], feedback, of_iteration, settings.layers.rate)
         total += sum(losses) / max(1, len(losses))
-    return feedback, jnp.asarray(total / len(probes))
+    return feedback, total / len(probes)
 
 
 def trained_blocks(network: Network, settings: Settings) -> list[str]:

@@ -12,8 +12,7 @@ ELSEWHERE = 1_000_000
 """The loop of weights whose layers are found in another walk."""
 
 
-@flax.struct.dataclass
-class Weight:
+class Weight(flax.struct.PyTreeNode):
     """A value that depends on parameters alone.
 
     Attributes:
@@ -29,15 +28,13 @@ class Weight:
     loop: int = flax.struct.field(pytree_node=False, default=0)
 
 
-@flax.struct.dataclass
-class Signal:
+class Signal(flax.struct.PyTreeNode):
     """A value that depends on the input."""
 
     value: jax.Array
 
 
-@flax.struct.dataclass
-class Absent:
+class Absent(flax.struct.PyTreeNode):
     """A signal of which only shape and type are known."""
 
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)

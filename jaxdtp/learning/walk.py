@@ -131,7 +131,7 @@ class Walk:
         """An equation in which nothing is met, or what is met stays single."""
         signals = signals or any(isinstance(operand, Signal | Absent) for operand in operands)
         if signals and not self.evaluate:
-            return [Absent(result.aval.shape, result.aval.dtype) for result in equation.outvars]
+            return [Absent(shaped.shape, shaped.dtype) for shaped in map(jaxprs.shaped, equation.outvars)]
         results = jaxprs.evaluate(jaxpr, equation, [forward_value(operand) for operand in operands])
         return [Signal(result) for result in results] if signals else results
 
@@ -159,7 +159,7 @@ class Walk:
         if "preferred_element_type" in equation.params:
             # Whoever asks for the layers may want to use them at another precision.
             product = functools.partial(product, preferred_element_type=None)
-        out = equation.outvars[0].aval
+        out = jaxprs.shaped(equation.outvars[0])
         # A module that is called twice has one weight, and wants one probe.
         place = (id(weight.forward), str(equation.params), left)
         if weight.loop == self.loop and place not in self.seen:
@@ -203,11 +203,11 @@ class Walk:
         consts, carry, xs = operands[: split[0]], operands[split[0] : split[1]], operands[split[1] :]
         carry = self.settled(body, consts, carry, xs)
         loop = self.loop + 1
-        inner = None
+        walks: list[Walk] = []
 
         def step(carry, xs):
-            nonlocal inner
             inner = Walk(self.names, self.evaluate, loop)
+            walks.append(inner)
             results = inner.run(body.jaxpr, body.consts, [*consts, *in_loop(carry, loop), *in_loop(xs, loop)])
             carried, ys = results[: len(carry)], results[len(carry) :]
             carried = [promoted(value, like) for value, like in zip(carried, carry, strict=True)]
@@ -226,7 +226,7 @@ class Walk:
         ys = [Absent((params["length"], *y.shape), y.dtype) if isinstance(y, Absent) else y for y in ys]
         if not self.evaluate:
             length = params["length"]
-            self.layers += [layer._replace(loops=(length, *layer.loops)) for layer in inner.layers]
+            self.layers += [layer._replace(loops=(length, *layer.loops)) for layer in walks[-1].layers]
             self.found += found
             # Weights that are the same each time are probed once, as if there were no loop.
             first = [
@@ -258,7 +258,7 @@ def _scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
     as JAX's versions write it down in different ways: what goes through step by step has one more axis outside."""
 
     def whole(outer: list, inner: list) -> int:
-        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+        return sum(jaxprs.shaped(a).ndim == jaxprs.shaped(b).ndim for a, b in zip(outer, inner, strict=True))
 
     body = equation.params["jaxpr"].jaxpr
     carry_ends = whole(equation.invars, body.invars)

@@ -21,11 +21,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxdtp.models import pooling
 from jaxdtp.models.convolution import conv, conv_transpose
 
 Parameters = dict[str, jax.Array]
+
+Number = float | int | jax.Array
+"""A setting that may be an argument of a compiled program."""
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -50,7 +54,7 @@ EVALUATION = Context()
 """Of blocks that have no state."""
 
 
-def matched_elu(y: jax.Array) -> jax.Array:
+def matched_elu(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """A feedback activation whose slope at y is ELU's slope where it took the value y.
 
         y for y > 0,  y + y^2 / 2 for -1 <= y <= 0,  -1/2 for y < -1,    slope 1, y + 1, 0.
@@ -61,7 +65,7 @@ def matched_elu(y: jax.Array) -> jax.Array:
     return jnp.where(y > 0, y, 0.5 * (jnp.maximum(y, -1.0) + 1) ** 2 - 0.5)
 
 
-def matched_tanh(y: jax.Array) -> jax.Array:
+def matched_tanh(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """y - y^3 / 3: a feedback activation whose slope at y, 1 - y^2, is that of tanh where it took the value y."""
     y = jnp.clip(y, -1.0, 1.0)
     return y - y**3 / 3
@@ -112,6 +116,18 @@ class Units(NamedTuple):
     initializer: Callable[[jax.Array, tuple[int, ...], int, int], jax.Array] = uniform
 
 
+def derived(*operands: Any) -> Any:
+    """In the place of `gate` and `project`: the feedback map is to be derived from the forward map.
+
+    Raises:
+        ValueError: always, since feedback can't be derived without forward parameters (`jaxdtp.learning.paths.bind`).
+    """
+    raise ValueError(
+        "block: its feedback map is derived; allowed: blocks with a feedback map of their own, or those of paths.bind, "
+        "which have the one that is derived with their forward parameters"
+    )
+
+
 class Block(NamedTuple):
     """A forward map and its feedback map.
 
@@ -123,8 +139,8 @@ class Block(NamedTuple):
         forward: `forward(forward_params, x, context)` to (y, switches, state): F on a batch [batch, *input_shape];
             whatever its feedback must know of that pass (arrays by example, or () for nothing); and the state after it.
             Without a context: in evaluation, for a block that has no state.
-        gate: `gate(y, switches)` to the input of `project`; None: derived.
-        project: `project(feedback_params, h)` to [batch, *input_shape]; None: derived.
+        gate: `gate(y, switches)` to the input of `project`.
+        project: `project(feedback_params, h)` to [batch, *input_shape]. Both are `derived` where they aren't given.
         affine: whether `project` is affine in both arguments, with all that is constant in parameters named 'bias'.
         refreshes: whether a noisy pass is fed back through its own switches; else through those of the clean pass.
         dtype: of the input.
@@ -135,8 +151,8 @@ class Block(NamedTuple):
     output_shape: tuple[int, ...]
     init: Callable[[jax.Array], tuple[Any, Any, Any]]
     forward: Callable[..., tuple[jax.Array, Any, Any]]
-    gate: Callable[[jax.Array, Any], Any] | None = None
-    project: Callable[[Any, Any], jax.Array] | None = None
+    gate: Callable[[jax.Array, Any], Any] = derived
+    project: Callable[[Any, Any], jax.Array] = derived
     affine: bool = False
     refreshes: bool = True
     dtype: Any = float
@@ -150,17 +166,19 @@ def example_of(block: Block, examples: int = 2) -> jax.ShapeDtypeStruct:
 class Pass(NamedTuple):
     """One block on one batch: `output`, `switches`, _ = block.forward(params, `input`)."""
 
-    input: jax.Array
-    output: jax.Array
+    input: Float[Array, "batch *inputs"]
+    output: Float[Array, "batch *outputs"]
     switches: Any
 
 
-def feedback(block: Block, params: Parameters, y: jax.Array, switches: jax.Array) -> jax.Array:
+def feedback(
+    block: Block, params: Any, y: Float[Array, "batch *outputs"], switches: Any
+) -> Float[Array, "batch *inputs"]:
     """G(y; params), from the block's output space [batch, *output_shape] to its input space [batch, *input_shape]."""
     return block.project(params, block.gate(y, switches))
 
 
-def feedback_difference(block: Block, params: Parameters, h: jax.Array, h_reference: jax.Array) -> jax.Array:
+def feedback_difference(block: Block, params: Any, h: Any, h_reference: Any) -> Float[Array, "batch *inputs"]:
     """G(y) - G(y_reference) from the two gated values h = gate(y) and h_reference = gate(y_reference).
 
     One projection instead of two where `project` is affine: its bias cancels.

@@ -30,30 +30,35 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
+from jaxtyping import Array, Float
 
 
-def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "size size inputs outputs"]
+) -> Float[Array, "batch height width outputs"]:
     """Convolution with stride 1 that keeps height and width (zero padding).
 
     Args:
-        x: [batch, height, width, in_channels].
-        kernel: [size, size, in_channels, out_channels], `size` odd: Flax's layout.
+        x: [batch, height, width, inputs], channels last.
+        kernel: [size, size, inputs, outputs], `size` odd: Flax's layout.
 
     Returns:
-        [batch, height, width, out_channels].
+        [batch, height, width, outputs].
     """
     return _conv.bind(x, kernel)
 
 
-def conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv_transpose(
+    y: Float[Array, "batch height width outputs"], kernel: Float[Array, "size size inputs outputs"]
+) -> Float[Array, "batch height width inputs"]:
     """Transpose of `conv` with respect to its input: <conv(x, kernel), y> = <x, conv_transpose(y, kernel)>.
 
     Args:
-        y: [batch, height, width, out_channels].
-        kernel: [size, size, in_channels, out_channels], in the layout of the forward convolution.
+        y: [batch, height, width, outputs], channels last.
+        kernel: [size, size, inputs, outputs], in the layout of the forward convolution.
 
     Returns:
-        [batch, height, width, in_channels].
+        [batch, height, width, inputs].
     """
     return _conv_transpose.bind(y, kernel)
 
@@ -146,12 +151,14 @@ def _split_taps(kernel: jax.Array) -> list[jax.Array]:
 
 def _sum_over_taps(x: jax.Array, taps: list[jax.Array]) -> jax.Array:
     """One matrix product for each position of the kernel."""
-    total = 0
-    for tap, (rows, columns) in zip(taps, _spans(x, math.isqrt(len(taps))), strict=True):
+
+    def product(tap: jax.Array, rows: _Span, columns: _Span) -> jax.Array:
         seen = x[:, rows.seen, columns.seen]
-        product = (_as_matrix(seen) @ tap).reshape(*seen.shape[:3], tap.shape[1])
-        total += jnp.pad(product, ((0, 0), rows.left_out, columns.left_out, (0, 0)))
-    return total
+        of_seen = (_as_matrix(seen) @ tap).reshape(*seen.shape[:3], tap.shape[1])
+        return jnp.pad(of_seen, ((0, 0), rows.left_out, columns.left_out, (0, 0)))
+
+    spans = _spans(x, math.isqrt(len(taps)))
+    return functools.reduce(jnp.add, (product(tap, *span) for tap, span in zip(taps, spans, strict=True)))
 
 
 class _Span(NamedTuple):

@@ -1,9 +1,16 @@
 """Traced programs: their equations, what is inside of them, and their evaluation one by one."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
+from jax.core import ShapedArray
 from jax.extend import core
+
+
+def shaped(atom: core.Var | core.Literal) -> ShapedArray:
+    """Shape and type of a variable."""
+    return cast(ShapedArray, atom.aval)
 
 
 def inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:

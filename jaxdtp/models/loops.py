@@ -83,7 +83,7 @@ def _by_tap(equation: core.JaxprEqn, x: jax.Array, y: jax.Array) -> jax.Array:
     """A convolution of x with the large kernel y: one matrix product for each of its few results along space."""
     params = equation.params
     numbers, groups = params["dimension_numbers"], params["batch_group_count"]
-    out = equation.outvars[0].aval
+    out = jaxprs.shaped(equation.outvars[0])
     x, y = x.transpose(numbers.lhs_spec), y.transpose(numbers.rhs_spec)  # [channels, examples, *space], both
     padding = [
         (low, high, inner - 1) for (low, high), inner in zip(params["padding"], params["lhs_dilation"], strict=True)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdtp.models.blocks import EVALUATION, Block, Context
+from jaxdtp.models.blocks import EVALUATION, Block, Context, derived
 from jaxdtp.models.networks import Network, bind
 
 SWITCHES = "switches"
@@ -87,7 +87,7 @@ def as_network(model: Any, x: jax.Array, state: Any = None) -> Network:
             Fresh if left out.
     """
     network = _network_like(model, tuple(x.shape[1:]), jnp.result_type(x)) if _hashable(model) else network_of(model, x)
-    if state is None and all(block.gate is not None for block in network):
+    if state is None and all(block.gate is not derived for block in network):
         return network
     fresh = {block.name: block.init(jax.random.key(0))[2] for block in network}
     return bind(network, fresh if state is None else by_block(network, state))
@@ -126,9 +126,9 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     if not hasattr(y, "shape") or y.shape[:1] != x.shape[:1]:
         found = f"shape {y.shape}" if hasattr(y, "shape") else f"a {type(y).__name__}"
         raise ValueError(f"module {name}: gives {found}; allowed: one array of shape [{x.shape[0]}, ...]")
-    if jax.tree.structure(after) != jax.tree.structure(state):
+    if not _same_structure(after, state):
         raise ValueError(f"module {name}: its collections change from call to call; allowed: what keeps its shape")
-    in_evaluation = lambda *operands: functions.apply(*operands, None)  # noqa: E731
+    in_evaluation = lambda params, state, x: functions.apply(params, state, x, None)  # noqa: E731
     allowed = "no other collections and random numbers than in training; it is told by a field or an argument "
     _shapes(f"{called} in evaluation", allowed + ", ".join(TRAINING), in_evaluation, params, state, x)
 
@@ -141,30 +141,30 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
         return y, x if own is None else switches, state
 
     shapes = (tuple(x.shape[1:]), tuple(y.shape[1:]))
-    block = Block(name, *shapes, init=None, forward=forward, dtype=x.dtype)
     if own is None:
 
-        def init_without_feedback(key: jax.Array) -> tuple[Any, None, Any]:
+        def init(key: jax.Array) -> tuple[Any, None, Any]:
             params, state = _in_precision(functions.init(key, _zeros(x)))
             return params, None, state
 
-        return block._replace(init=init_without_feedback)
+        return Block(name, *shapes, init, forward, dtype=x.dtype)
     backward = _feedback_function(own)
 
-    def init(key: jax.Array) -> tuple[Any, Any, Any]:
+    def init_both(key: jax.Array) -> tuple[Any, Any, Any]:
         own_key, feedback_key = jax.random.split(key)
         params, state = _in_precision(functions.init(own_key, _zeros(x)))
         _, sown, _ = functions.apply(params, state, _zeros(x), own_key)
         feedback = own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {})
         return params, _in_precision(feedback), state
 
-    back = jax.eval_shape(lambda key, y, sown: backward(init(key)[1], (y, sown)), key, y, sown)
+    back = jax.eval_shape(lambda key, y, sown: backward(init_both(key)[1], (y, sown)), key, y, sown)
     if back.shape != x.shape:
         raise ValueError(
             f"module {name}: its feedback {type(own).__name__} gives shape {back.shape} for an output of shape "
             f"{y.shape}; allowed: {x.shape}, that of the module's input"
         )
-    return block._replace(init=jax.jit(init), gate=lambda y, switches: (y, switches), project=backward, affine=False)
+    gate = lambda y, switches: (y, switches)  # noqa: E731
+    return Block(name, *shapes, jax.jit(init_both), forward, gate, backward, dtype=x.dtype)
 
 
 def functions_of(model: Any, name: str) -> Functions:
@@ -198,9 +198,7 @@ def _of_linen(module: nn.Module) -> Functions:
         _, after = jax.eval_shape(call, {"params": params, **variables}, x)
         # What is sown grows with each call; what is kept doesn't.
         kept = [
-            collection
-            for collection, values in variables.items()
-            if jax.tree.structure(after.get(collection)) == jax.tree.structure(values)
+            collection for collection, values in variables.items() if _same_structure(after.get(collection), values)
         ]
         return params, {collection: variables[collection] for collection in kept}
 
@@ -277,11 +275,11 @@ def _arguments(feedback: nn.Module, y: jax.Array, sown: Any) -> tuple:
     return (y, sown) if len(_positional(feedback.__call__)) >= 2 else (y,)
 
 
-def _in_mode(module: nn.Module, training: bool) -> tuple[nn.Module, dict[str, bool]]:
+def _in_mode(module: nn.Module, training: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The module that knows whether it is in training, by its fields, and the arguments that tell it otherwise."""
     values = {name: value if training else not value for name, value in TRAINING.items()}
     fields, taken = type(module).__dataclass_fields__, inspect.signature(module.__call__).parameters
-    told = {name: value for name, value in values.items() if name in fields}
+    told: dict[str, Any] = {name: value for name, value in values.items() if name in fields}
     arguments = {name: value for name, value in values.items() if name in taken and name not in fields}
     return module.clone(**told) if told else module, arguments
 
@@ -303,6 +301,10 @@ def _shapes(called: str, allowed: str, function: Callable, *args: Any) -> Any:
         return jax.eval_shape(function, *args)
     except Exception as error:  # whatever it raises
         raise ValueError(f"{called} ({type(error).__name__}: {_first_line(error)}); allowed: {allowed}") from error
+
+
+def _same_structure(tree: Any, other: Any) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(other)  # type: ignore[operator]  # JAX gives it no type
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> Any:

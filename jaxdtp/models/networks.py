@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float, Shaped
 
 from jaxdtp.models.blocks import ELU, Block, Context, Pass, Units, conv_block, dense_block
 
@@ -77,12 +78,14 @@ def bind(network: Network, state: NetworkState, key: jax.Array | None = None) ->
     return tuple(bound(index, block) for index, block in enumerate(network))
 
 
-def forward_passes(network: Network, params: NetworkParameters, x: jax.Array) -> list[Pass]:
+def forward_passes(network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]) -> list[Pass]:
     """s[n] = F_n(s[n-1]) for all blocks; s[0] = x, [batch, *network[0].input_shape]; logits are the last output."""
     return run(network, params, x)[0]
 
 
-def run(network: Network, params: NetworkParameters, x: jax.Array) -> tuple[list[Pass], NetworkState]:
+def run(
+    network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]
+) -> tuple[list[Pass], NetworkState]:
     """As `forward_passes`, and the state of all blocks afterwards."""
     passes, states = [], {}
     for block in network:
@@ -92,7 +95,9 @@ def run(network: Network, params: NetworkParameters, x: jax.Array) -> tuple[list
     return passes, states
 
 
-def logits(network: Network, params: NetworkParameters, x: jax.Array) -> jax.Array:
+def logits(
+    network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]
+) -> Float[Array, "batch *outputs"]:
     """The network's output on a batch, [batch, classes]."""
     return forward_passes(network, params, x)[-1].output
 

@@ -2,15 +2,20 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int8
 
 SHARED_MAXIMA = ("last", "sum")
 """What un-pooling does where overlapping windows share a maximum."""
 
 
-def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
+def max_pool(
+    x: Float[Array, "batch height width channels"], window: int, stride: int, padding: int
+) -> tuple[
+    Float[Array, "batch out_height out_width channels"],
+    Int8[Array, "batch out_height out_width channels"],
+]:
     """Max-pooling with switches.
 
     Args:
@@ -22,25 +27,32 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.
         the switches, int8 of the same shape: the position (row * window + column) of each maximum in its window, the
         first in row-major order where several are equal.
     """
-    out_height, out_width = pooled_size(x.shape[1:3], window, stride, padding)
+    _, height, width, _ = x.shape
+    out_height, out_width = pooled_size((height, width), window, stride, padding)
     margin = (padding, padding)
     padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0)), constant_values=-jnp.inf)
-    best, switches = None, None
-    for position, (row, column) in enumerate(itertools.product(range(window), repeat=2)):
-        rows = slice(row, row + stride * (out_height - 1) + 1, stride)
-        columns = slice(column, column + stride * (out_width - 1) + 1, stride)
-        value = padded[:, rows, columns]
-        if best is None:
-            best, switches = value, jnp.zeros(value.shape, jnp.int8)
-        else:
-            wins = value > best
-            best, switches = jnp.where(wins, value, best), jnp.where(wins, jnp.int8(position), switches)
+    rows, columns = (
+        [slice(first, first + stride * (count - 1) + 1, stride) for first in range(window)]
+        for count in (out_height, out_width)
+    )
+    best, *others = (padded[:, row, column] for row, column in itertools.product(rows, columns))
+    switches = jnp.zeros(best.shape, jnp.int8)
+    for position, value in enumerate(others, start=1):
+        wins = value > best
+        best, switches = jnp.where(wins, value, best), jnp.where(wins, jnp.int8(position), switches)
     return best, switches
 
 
 def max_unpool(
-    y: jax.Array, switches: jax.Array, size: tuple[int, int], window: int, stride: int, padding: int, *, shared: str
-) -> jax.Array:
+    y: Float[Array, "batch out_height out_width channels"],
+    switches: Int8[Array, "batch out_height out_width channels"],
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    padding: int,
+    *,
+    shared: str,
+) -> Float[Array, "batch height width channels"]:
     """Write each value to the position of the maximum it came from, zero elsewhere.
 
     Args:

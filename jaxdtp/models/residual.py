@@ -17,6 +17,8 @@ Nothing passes from forward to feedback: slopes of the feedback are those of its
 weights don't make its Jacobian the transposed one. Kernels have one shape and one name on both sides.
 """
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -178,17 +180,17 @@ def residual(
             f"input_shape: got {input_shape}; allowed: height and width divisible by {halvings}, since "
             f"{len(blocks) - 1} stages halve them"
         )
-    widths = (input_shape[2], stem, *channels)
-    units = [OwnFeedback(Stem(widths[:2]), MirroredStem(widths[:2]))]
+    lowest, *features = itertools.pairwise((input_shape[2], stem, *channels))
+    units = [OwnFeedback(Stem(lowest), MirroredStem(lowest))]
     for index, count in enumerate(blocks):
-        stage = (widths[index + 1 : index + 3], count, 2 if index else 1)
+        stage = (features[index], count, 2 if index else 1)
         units.append(OwnFeedback(Stage(*stage), Stage(*stage, mirrored=True)))
     size = [length // halvings for length in input_shape[:2]]
     last = (channels[-1], num_classes)
     units.append(OwnFeedback(Classifier(last), MirroredClassifier(last, *size)))
     names = [*(f"layer_{index}" for index in range(len(blocks) + 1)), "fc"]
     network: list[Block] = []
-    shape = tuple(input_shape)
+    shape: tuple[int, ...] = tuple(input_shape)
     for name, unit in zip(names, units, strict=True):
         network.append(block_of(unit, jax.ShapeDtypeStruct((2, *shape), jnp.zeros(()).dtype), name))
         shape = network[-1].output_shape

@@ -69,7 +69,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         """Images [batch, height, width, channels] to [batch, num_classes]."""
         dtype = jnp.dtype(self.dtype)
-        norms = {
+        norms: dict[str, Callable[..., nn.Module]] = {
             "batch": functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype),
             "group": functools.partial(nn.GroupNorm, num_groups=None, group_size=8, dtype=dtype),
         }

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jaxdtp.results.reports import MANY, Record, of_blocks
 from jaxdtp.system import storage
 
-_COLOURS = colormaps["tab10"].colors
+_COLOURS = [colormaps["tab10"](index) for index in range(10)]
 
 
 def plot_run(workdir: epath.Path, records: list[Record], title: str, start: Record | None = None) -> list[epath.Path]:
@@ -55,7 +55,7 @@ def plot_run(workdir: epath.Path, records: list[Record], title: str, start: Reco
 def _finish(figure: Figure, path: epath.Path, title: str) -> epath.Path:
     axes = figure.axes[0]
     axes.set(xlabel="epoch", title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     style(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)

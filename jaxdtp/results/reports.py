@@ -64,7 +64,7 @@ def target_warnings(record: Record) -> list[str]:
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> Record:
     """Numbers by name: `prefix` + metric, or metric/block for the metrics that come by block."""
-    flat = {}
+    flat: Record = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             flat |= {f"{name}/{block}": float(of_block) for block, of_block in value.items()}
@@ -86,7 +86,7 @@ def numbers(record: Record) -> dict[str, float]:
 def read_records(workdir: epath.Path, last_step: float = math.inf) -> list[Record]:
     """The epochs of metrics.jsonl up to step `last_step`: a killed run may have written more epochs, and half a line,
     than its last checkpoint knows of."""
-    records = []
+    records: list[Record] = []
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:

@@ -38,6 +38,9 @@ class Tracker(NamedTuple):
     finish: Callable[[Record], None]
 
 
+NOWHERE = Tracker(lambda record: None, lambda summary: None)
+"""That of hosts other than the first one."""
+
 Open = Callable[[ConfigDict, epath.Path, list[Record]], Tracker]
 
 

@@ -171,7 +171,7 @@ def build_paths(config: ConfigDict, network: Network) -> Paths:
     if algorithm.paths == "direct_through_hidden":
         # Its random numbers are none of those that the seed gives to training.
         key = jax.random.fold_in(jax.random.key(config.seed), config.feedback.hidden_features)
-        hidden = paths.random_hidden_layer(key, *network[-1].output_shape, config.feedback.hidden_features)
+        hidden = paths.random_hidden_layer(key, paths.output_features(network), config.feedback.hidden_features)
         return paths.direct_through_hidden(network, hidden, build_units(config))
     return paths.consecutive(network)
 
@@ -275,7 +275,10 @@ def check_memory(config: ConfigDict, network: Network, limit: int) -> None:
     state = jax.tree.leaves(jax.eval_shape(fresh, jax.random.key(0)))
     inputs = [jnp.zeros((), block.dtype).dtype.itemsize * math.prod(block.input_shape) for block in network]
     trained = build_feedback_training(config, len(network) - 1)
-    noise = [size * path.examples * path.noise_samples for size, path in zip(inputs[1:], trained, strict=False)]
+    noise = [
+        size * (path.examples or config.batch_size) * path.noise_samples
+        for size, path in zip(inputs[1:], trained, strict=False)
+    ]
     needed = 0
     for key, value, size, purpose in (
         (

@@ -144,7 +144,7 @@ def about(dataset: Dataset) -> About:
     splits = {name: split for name, split in dataset._asdict().items() if name != "classes"}
     images, labels = dataset.train.images, 0
     for split in splits.values():
-        labels = zlib.crc32(np.ascontiguousarray(split.labels[split.rows]), labels)
+        labels = zlib.crc32(np.ascontiguousarray(split.labels[split.rows]).data, labels)
     sizes = {name: len(split.rows) for name, split in splits.items()}
     return About(images.shape[1:], str(images.dtype), dataset.classes, sizes, labels)
 

@@ -266,7 +266,7 @@ def measure_alignment(
     learned = learn(network, settings, state, images, labels, noise_key)
     feedback = state.feedback if algorithm.simultaneous else learned.feedback
     measured = {}
-    if algorithm.target_rule:
+    if learned.targets is not None:
         ways = bind_paths(settings.paths, bound, state.forward)
         measuring = [
             (way.block, state.forward, clean.input) for way, clean in zip(ways, learned.passes[1:], strict=True)

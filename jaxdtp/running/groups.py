@@ -71,7 +71,8 @@ class Group(NamedTuple):
 def keys_of(seed: int) -> Keys:
     """The random keys of a seed."""
     init, train, measure = jax.random.split(jax.random.key(seed), 3)
-    return Keys(init, *jax.random.split(train), measure)
+    order, step = jax.random.split(train)
+    return Keys(init, order, step, measure)
 
 
 def division(
@@ -125,7 +126,7 @@ def at_a_time() -> int:
     one core; on several devices one, as their collectives would wait for each other."""
     if jax.device_count() > 1 or jax.default_backend() != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def groups_of(

@@ -29,7 +29,7 @@ def evaluate(
         prefix: of the names.
     """
     order = np.broadcast_to(np.arange(feed.examples), feed.rows.shape)
-    total = {}
+    total: dict[str, np.ndarray] = {}
     for window in feeding.windows(feed, order):
         batch = (window.data, window.order, window.examples)
         sums = on_host(group, group.programs.evaluate(group.numbers, feed.batch_size, params, model, *batch))
@@ -52,7 +52,8 @@ def measure(
         epoch: its number; 0: before the first one.
         state: on the devices.
     """
-    records, paths = [{} for _ in group.members], ALGORITHMS[config.algorithm].paths
+    records: list[reports.Record] = [{} for _ in group.members]
+    paths = ALGORITHMS[config.algorithm].paths
     if paths in ("consecutive", "layers"):
         align = functools.partial(weight_alignment, names=layers if paths == "layers" else None)
         align = jax.vmap(align) if group.together else align

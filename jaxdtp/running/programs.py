@@ -254,7 +254,7 @@ def _compile(one_step: Callable, train_steps: Callable, arguments: tuple, what: 
     Raises:
         ConfigError: it takes more memory than a device has.
     """
-    if jax.config.jax_disable_jit:
+    if jax.config.values["jax_disable_jit"]:
         return Steps(epoch.steps_one_by_one(one_step), alone=lambda: True)
     of_one, of_many = (jax.jit(run, donate_argnums=(4, 5)) for run in (one_step, train_steps))
     traced = of_one.trace(*arguments, 0)

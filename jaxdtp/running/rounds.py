@@ -77,7 +77,7 @@ class Run(NamedTuple):
         workdir: of the checkpoints, among other things.
         layers: names of the parameters that have a feedback weight beside them.
         stops: signals received so far.
-        ours: `ours()`, whether other runs are still kept out of `workdir`; of the first host.
+        ours: `ours()`, whether other runs are still kept out of `workdir`, which is up to the first host.
     """
 
     config: ConfigDict
@@ -88,7 +88,7 @@ class Run(NamedTuple):
     workdir: epath.Path
     layers: frozenset[str]
     stops: list[str]
-    ours: Callable[[], bool] | None
+    ours: Callable[[], bool]
 
 
 class Going(NamedTuple):
@@ -182,7 +182,9 @@ def begin(run: Run, round: Round, group: Group, standing: Standing) -> Going:
     ]
     state = place_by_seed(group, [state for state, _ in of_group])
     totals, key = (place_by_seed(group, values) for values in (totals, [keys.step for keys in group.keys]))
-    windows = feeding.windows(group.train, np.stack(orders) if group.together else orders[0], done)
+    # A group that was done before others when the run was stopped has a window, too, though it needs none.
+    first = min(done, steps - 1)
+    windows = feeding.windows(group.train, np.stack(orders) if group.together else orders[0], first)
     window = next(windows)
     program = group.programs.steps(round.step, group.numbers, window.data, window.order, key, state, totals)
 
@@ -223,7 +225,7 @@ def end(run: Run, round: Round, standing: Standing, label: str) -> Standing:
     """
     seeds, faults, metrics = seeds_of(run.config), list(standing.faults), list(standing.metrics)
     for member, (state, totals) in enumerate(zip(standing.states, standing.totals, strict=True)):
-        if faults[member]:
+        if totals is None:  # given up before
             continue
         if fault := find_fault(run.network, state, totals):
             faults[member] = f"{label}, step {state.step}: {fault}"
@@ -263,8 +265,7 @@ def progress_bar(run: Run, label: str, going: dict[int, Going]) -> Iterator[Call
         def tell(going: dict[int, Going]) -> None:
             nonlocal last_line
             totals = {number: on_host(run.groups[number], of.totals["loss"]) for number, of in going.items()}
-            losses = [np.ravel(totals[number]) / of.done for number, of in going.items() if of.done]
-            losses = np.concatenate(losses)
+            losses = np.concatenate([np.ravel(totals[number]) / of.done for number, of in going.items() if of.done])
             loss = f"loss {np.mean(losses[np.isfinite(losses)] if np.isfinite(losses).any() else losses):.4f}"
             bar.update(seen(going) - bar.n)
             bar.set_postfix_str(loss)
@@ -318,6 +319,6 @@ def find_fault(network: Network, state: TrainState, totals: Metrics) -> str | No
             return f"the weights of block {block.name} are no longer finite"
     for name, value in reports.flat_metrics(totals).items():
         if not np.isfinite(value):
-            metric, _, block = name.partition("/")
-            return f"{metric} of block {block} became {value}" if block else f"{metric} became {value}"
+            metric, _, of_block = name.partition("/")
+            return f"{metric} of block {of_block} became {value}" if of_block else f"{metric} became {value}"
     return None

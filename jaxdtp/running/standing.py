@@ -1,6 +1,7 @@
 """Where a run is, on the host, and as a checkpoint. One with many seeds has all of them in each checkpoint."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -10,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdtp.learning.state import TrainState
+from jaxdtp.learning.step import Metrics
 from jaxdtp.results import reports
 from jaxdtp.running import checkpoints
 from jaxdtp.running.checkpoints import Checkpoint
@@ -43,12 +45,12 @@ class Standing(NamedTuple):
         seconds: of training in the present epoch so far.
     """
 
-    states: list[TrainState]
-    totals: list[dict[str, Any] | None]
-    metrics: list[reports.Record | None]
-    faults: list[str | None]
-    scores: list[float | None]
-    best: list[Best]
+    states: Sequence[TrainState]
+    totals: Sequence[Metrics | None]
+    metrics: Sequence[reports.Record | None]
+    faults: Sequence[str | None]
+    scores: Sequence[float | None]
+    best: Sequence[Best]
     seconds: float
 
     @property
@@ -107,7 +109,8 @@ def standing_of(config: ConfigDict, checkpoint: Checkpoint) -> Standing:
         )
     count = len(config.seeds)
     learned = unstack(checkpoint.state.best, count)
-    best = [Best(*of_seed, arrays) for of_seed, arrays in zip(checkpoint.progress["best"], learned, strict=True)]
+    scored = zip(checkpoint.progress["best"], learned, strict=True)
+    best = [Best(score, step, arrays) for (score, step), arrays in scored]
     return Standing(unstack(checkpoint.state.states, count), **checkpoint.progress | {"best": best})
 
 
@@ -143,5 +146,5 @@ def restore_best(
     return [Best(found.score, int(state.step), (state.forward, state.model))]
 
 
-def _stack(trees: list[Any]) -> Any:
+def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *arrays: np.stack(arrays), *trees)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from etils import epath
@@ -22,7 +23,7 @@ from jaxdtp.learning.state import Settings, TrainState, init_state
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
 from jaxdtp.results import reports, statistics
-from jaxdtp.results.trackers import Tracker, track
+from jaxdtp.results.trackers import NOWHERE, Tracker, track
 from jaxdtp.running import checkpoints
 from jaxdtp.running.build import (
     build_network,
@@ -44,8 +45,10 @@ from jaxdtp.system.console import say
 from jaxdtp.system.places import place
 from jaxdtp.system.signals import stop_requests
 
+Result = TypeVar("Result")
 
-def in_precision(run: Callable[..., reports.Record]) -> Callable:
+
+def in_precision(run: Callable[..., Result]) -> Callable[..., Result]:
     """`run(config, ...)` with all numbers, and all convolutions and matrix products, in the configuration's
     precision."""
 
@@ -58,7 +61,7 @@ def in_precision(run: Callable[..., reports.Record]) -> Callable:
     return wrapped
 
 
-def resolved(run: Callable[..., reports.Record]) -> Callable:
+def resolved(run: Callable[..., Result]) -> Callable[..., Result]:
     """`run(config, workdir, ...)` of a configuration and a directory as users have them."""
 
     @functools.wraps(run)
@@ -112,29 +115,32 @@ def _train(
     data: Data,
     after_epoch: Callable[[reports.Record], None],
     tested: bool,
-) -> reports.Record | None:
+) -> reports.Record:
+    """The summary; {} where the test data aren't looked at."""
     datasets = together(lambda: load_for_seeds(config.dataset, seeds_of(config), data))
     steps = steps_in_epoch(config, datasets[0])
     network, states = start(config, datasets[0], steps)
     settings = build_settings(config, network, steps)
     members = division(config, datasets, network, states[0])
     # Only of one group are they divided among devices.
-    settings = settings._replace(parallel=build_parallel(config, network, settings, states[0], len(members[0])))
+    parallel = build_parallel(config, network, settings, states[0], len(members[0]))
+    settings = settings._replace(parallel=parallel)
 
     with contextlib.ExitStack() as held:
-        ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True)
+        # The first host is the one that keeps other runs out.
+        ours = together(lambda: held.enter_context(claim(workdir, config)), first_alone=True) or (lambda: True)
         standing, records = resume(config, workdir, datasets[0], fresh(states))
         say(*about(config, datasets, data, members))
-        groups = groups_of(config, datasets, steps, settings.parallel, members)
+        groups = groups_of(config, datasets, steps, parallel, members)
         kept = "streamed" if groups[0].train.window else "on the devices"
-        say(f"{steps} steps per epoch, images {kept}; {devices(network, settings)}")
-        layers = frozenset()
+        say(f"{steps} steps per epoch, images {kept}; {devices(network, settings, parallel)}")
+        layers: frozenset[str] = frozenset()
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, states[0])
             say(single_parameters(states[0], layers))
         fixed = (config, network, settings, steps, groups, workdir, layers)
         run = Run(*fixed, stops=held.enter_context(stop_requests()), ours=ours)
-        tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True)
+        tracker = together(lambda: held.enter_context(track(config, workdir, records)), first_alone=True) or NOWHERE
         say(reports.console_heading(), *map(reports.console_line, records))
         for record in records:
             after_epoch(record)
@@ -151,10 +157,10 @@ def _train(
             after_epoch(record)
 
         if not tested:
-            return None
+            return {}
         summary = summarise(config, groups, best_by_seed(config, workdir, states), records)
-        begun = measured(run, 0, fresh(states))
-        begun = statistics.over_seeds(begun) if config.seeds else begun[config.seed]
+        by_seed = measured(run, 0, fresh(states))
+        begun = statistics.over_seeds(by_seed) if config.seeds else by_seed[config.seed]
         together(lambda: write_summary(config, workdir, records, summary, begun), first_alone=True)
         together(lambda: tracker.finish(reports.numbers(summary)), first_alone=True)
     return summary
@@ -207,9 +213,9 @@ def about(config: ConfigDict, datasets: list[Dataset], data: Data, members: tupl
     return lines + ([f"seeds {' | '.join(groups)}"] if groups else [])
 
 
-def devices(network: Network, settings: Settings) -> str:
+def devices(network: Network, settings: Settings, parallel: Parallel) -> str:
     """What a run is divided among, in words."""
-    mesh, owners = settings.parallel
+    mesh, owners = parallel
     words = f"{mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} host(s)"
     groups = [
         "+".join(name for name, owner in zip(trained_blocks(network, settings), owners, strict=True) if owner == group)
@@ -261,12 +267,12 @@ def end_epoch(run: Run, epoch: int, standing: Standing) -> tuple[Standing, repor
     records = {}
     for seed, metrics in zip(seeds_of(config), standing.metrics, strict=True):
         if seed in found:
-            records[seed] = rates | metrics | found[seed]
+            records[seed] = rates | (metrics or {}) | found[seed]
     # Without validation data the last epoch is the best.
     scores = [
         records[seed].get("validation_top1", float(epoch)) if seed in records else None for seed in seeds_of(config)
     ]
-    done = {"epoch": epoch, "step": standing.step, "seconds": standing.seconds}
+    done: reports.Record = {"epoch": epoch, "step": standing.step, "seconds": standing.seconds}
     done["images_per_second"] = len(records) * steps * config.batch_size / standing.seconds
     record = done | (statistics.over_seeds(records) if config.seeds else records[config.seed])
     if any(standing.faults):
@@ -279,7 +285,8 @@ def end_epoch(run: Run, epoch: int, standing: Standing) -> tuple[Standing, repor
 
 def measured(run: Run, epoch: int, standing: Standing, *, validate: bool = False) -> dict[int, reports.Record]:
     """What `measure` finds and, if asked for, the metrics on validation data, by seed that goes on."""
-    seeds, found = seeds_of(run.config), {}
+    found: dict[int, reports.Record] = {}
+    seeds = seeds_of(run.config)
     for group in run.groups:
         going = [member for member in group.members if standing.faults[member] is None]
         if not going:
@@ -330,11 +337,11 @@ def learning_rates(config: ConfigDict, trained: list[str], steps: int, number: i
 
 def best_by_seed(config: ConfigDict, workdir: epath.Path, states: list[TrainState]) -> list[Best]:
     """`standing.restore_best`, on all hosts."""
-    found = together(lambda: restore_best(workdir, config, states), first_alone=True)
-    found = found or fresh(states).best
+    restored = together(lambda: restore_best(workdir, config, states), first_alone=True)
+    found = restored or fresh(states).best
     scores = hosts.json_of_first([best[:2] for best in found])
     arrays = hosts.of_first([best.learned for best in found])
-    return [Best(*score, learned) for score, learned in zip(scores, arrays, strict=True)]
+    return [Best(score, step, learned) for (score, step), learned in zip(scores, arrays, strict=True)]
 
 
 def summarise(
@@ -357,8 +364,8 @@ def summarise(
     epochs = {record["step"]: record["epoch"] for record in records}
     found, seeds = {}, seeds_of(config)
     for group in groups:
-        learned = place_by_seed(group, [best[member].learned for member in group.members])
-        for member, metrics in zip(group.members, evaluate(group, group.test, *learned, "test_"), strict=True):
+        params, model = place_by_seed(group, [best[member].learned for member in group.members])
+        for member, metrics in zip(group.members, evaluate(group, group.test, params, model, "test_"), strict=True):
             metrics["test_accuracy"] = metrics.pop("test_top1")
             found[seeds[member]] = metrics | {"best_epoch": epochs.get(best[member].step, 0)}
     seconds = sum(record["seconds"] for record in records)

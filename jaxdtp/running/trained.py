@@ -103,17 +103,17 @@ def export(trained: Trained, path: str | Path) -> epath.Path:
     Raises:
         ConfigError: another suffix.
     """
-    path, variables = place(str(path), "path"), {"params": trained.params}
+    file, variables = place(str(path), "path"), {"params": trained.params}
     for block, collections in trained.model.items():
         for collection, values in collections.items():
             variables.setdefault(collection, {})[block] = values
     variables = jax.tree.map(np.asarray, variables)
-    if path.suffix == ".msgpack":
-        storage.write(path, flax.serialization.msgpack_serialize(variables))
-    elif path.suffix == ".safetensors":
+    if file.suffix == ".msgpack":
+        storage.write(file, flax.serialization.msgpack_serialize(variables))
+    elif file.suffix == ".safetensors":
         from safetensors.numpy import save
 
-        storage.write(path, save(flax.traverse_util.flatten_dict(variables, sep=".")))
+        storage.write(file, save(flax.traverse_util.flatten_dict(variables, sep=".")))
     else:
-        raise ConfigError(f"path: got {path}; allowed: a name that ends in .msgpack or .safetensors")
-    return path
+        raise ConfigError(f"path: got {file}; allowed: a name that ends in .msgpack or .safetensors")
+    return file

@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from jaxdtp.configuration.config import flatten
@@ -22,18 +23,28 @@ NEAR = 0.002
 SHOWN = 10
 """Trials in the table."""
 
+Setting = CategoricalDistribution | FloatDistribution | IntDistribution
+"""What a setting's values are taken from: all that Optuna has."""
+
+
+def accuracy(trial: FrozenTrial) -> float:
+    """The validation accuracy of a trial that went to its end; NaN of one without a value."""
+    return math.nan if trial.value is None else trial.value
+
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that went to their end, the best one first."""
     trials = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
-    return sorted(trials, key=lambda trial: (-trial.value, trial.number))
+    return sorted(trials, key=lambda trial: (-accuracy(trial), trial.number))
 
 
 def trials_needed(study: optuna.Study) -> int:
     """How many trials had been begun when the first one came within `NEAR` of the best."""
-    trials, best = counted(study), completed(study)[0].value
+    trials, best = counted(study), accuracy(completed(study)[0])
     return 1 + next(
-        index for index, trial in enumerate(trials) if trial.state == TrialState.COMPLETE and trial.value >= best - NEAR
+        index
+        for index, trial in enumerate(trials)
+        if trial.state == TrialState.COMPLETE and accuracy(trial) >= best - NEAR
     )
 
 
@@ -45,7 +56,7 @@ def table(study: optuna.Study) -> list[str]:
     )
     lines = [f"  {'trial':>5} {'valid %':>8}  settings"]
     lines += [
-        f"  {trial.number:>5} {100 * trial.value:>8.2f}  {shown_settings(trial.params)}" for trial in best[:SHOWN]
+        f"  {trial.number:>5} {100 * accuracy(trial):>8.2f}  {shown_settings(trial.params)}" for trial in best[:SHOWN]
     ]
     lines.append(f"  {len(trials)} trials: {len(best)} to their end, {len(pruned)} stopped early, {len(failed)} failed")
     lines += [f"  trial {trial.number} failed: {trial.user_attrs['reason']}" for trial in failed[:SHOWN]]
@@ -87,7 +98,7 @@ def write(study: optuna.Study, directory: epath.Path, best: ConfigDict | None, c
 def config_file(best: ConfigDict, trial: FrozenTrial, trials: int, command: str) -> str:
     """A configuration file of a trial's settings."""
     values = pprint.pformat(flatten(best), width=110, sort_dicts=False)
-    return f'''"""The best of {trials} trials: {trial.value:.2%} on validation data.
+    return f'''"""The best of {trials} trials: {accuracy(trial):.2%} on validation data.
 
 {command}
 """
@@ -126,12 +137,12 @@ def _history(study: optuna.Study) -> Figure:
         _points(axes, [trials.index(trial) + 1 for trial in of_state], of_state, low_high, colour, label)
     reached, best = [], math.nan
     for trial in trials:
-        if trial.state == TrialState.COMPLETE and not best >= 100 * trial.value:
-            best = 100 * trial.value
+        if trial.state == TrialState.COMPLETE and not best >= 100 * accuracy(trial):
+            best = 100 * accuracy(trial)
         reached.append(best)
     axes.step(range(1, len(trials) + 1), reached, where="post", color="tab:blue", linewidth=1, label="best so far")
     axes.set(xlabel="trial", ylabel="validation accuracy (%)", ylim=low_high)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     style(axes)
     return figure
@@ -146,7 +157,7 @@ def _slices(study: optuna.Study) -> Figure:
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axes, (name, space) in zip(panels, spaces.items(), strict=False):
         of_name = [trial for trial in best if name in trial.params]
-        if hasattr(space, "choices"):
+        if isinstance(space, CategoricalDistribution):
             _points(axes, [space.choices.index(trial.params[name]) for trial in of_name], of_name, _limits(best))
             axes.set_xticks(range(len(space.choices)), map(str, space.choices))
             axes.set_xlim(-0.5, len(space.choices) - 0.5)
@@ -186,7 +197,7 @@ def _parallel(study: optuna.Study) -> Figure:
     heights, ends = {}, {}
     for name, space in spaces.items():
         values = {trial.number: trial.params[name] for trial in best if name in trial.params}
-        if hasattr(space, "choices"):
+        if isinstance(space, CategoricalDistribution):
             places = {number: float(space.choices.index(value)) for number, value in values.items()}
             bottom, top = 0.0, len(space.choices) - 1.0
             ends[name] = {str(choice): index / top for index, choice in enumerate(space.choices)}
@@ -196,15 +207,15 @@ def _parallel(study: optuna.Study) -> Figure:
             ends[name] = {f"{min(values.values()):.3g}": 0.0, f"{max(values.values()):.3g}": 1.0}
         heights[name] = {number: (place - bottom) / (top - bottom or 1) for number, place in places.items()}
     for trial in reversed(best):
-        goal = (max(100 * trial.value, low) - low) / (high - low)
+        goal = (max(100 * accuracy(trial), low) - low) / (high - low)
         # Settings that others depend on may leave some out.
         line = [(x, heights[name][trial.number]) for x, name in enumerate(spaces) if trial.number in heights[name]]
         axes.plot(*zip(*line, (len(spaces), goal), strict=True), color=colormaps["viridis_r"](goal), linewidth=1 + goal)
     ends[""] = {f"{low:.1f} %": 0.0, f"{high:.1f} %": 1.0}
     for x, of_axis in enumerate(ends.values()):
         for text, height in of_axis.items():
-            side = {"va": "bottom", "xytext": (0, 6)} if height > 0 else {"va": "top", "xytext": (0, -6)}
-            axes.annotate(text, (x, height), textcoords="offset points", ha="center", fontsize=8, **side)
+            side, shift = ("bottom", 6) if height > 0 else ("top", -6)
+            axes.annotate(text, (x, height), (0, shift), textcoords="offset points", ha="center", va=side, fontsize=8)
     labels = [name.replace(".", ".\n", 1) for name in spaces]
     axes.set_xticks(range(len(spaces) + 1), [*labels, "validation\naccuracy"], fontsize=8)
     axes.tick_params(axis="x", pad=16, length=0)
@@ -218,7 +229,7 @@ def _importances(study: optuna.Study) -> Figure | None:
     """How much of the variance of accuracies each setting explains (fANOVA, Hutter et al. 2014)."""
     best = completed(study)
     names = [name for name in _varied(best) if all(name in trial.params for trial in best)]
-    if len(best) < 4 or not names or len({trial.value for trial in best}) == 1:
+    if len(best) < 4 or not names or len({accuracy(trial) for trial in best}) == 1:
         return None
     shares = optuna.importance.get_param_importances(
         study, params=names, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -231,16 +242,21 @@ def _importances(study: optuna.Study) -> Figure | None:
     return figure
 
 
-def _varied(trials: list[FrozenTrial]) -> dict[str, optuna.distributions.BaseDistribution]:
+def _varied(trials: list[FrozenTrial]) -> dict[str, Setting]:
     """What can have more than one value, by name, the settings of most trials first."""
-    spaces = {name: space for trial in trials for name, space in trial.distributions.items() if not space.single()}
+    spaces = {
+        name: space
+        for trial in trials
+        for name, space in trial.distributions.items()
+        if isinstance(space, Setting) and not space.single()
+    }
     uses = {name: sum(name in trial.params for trial in trials) for name in spaces}
     return {name: spaces[name] for name in sorted(spaces, key=lambda name: -uses[name])}
 
 
 def _limits(trials: list[FrozenTrial]) -> tuple[float, float]:
     """Of an axis of validation accuracies (%) that shows the better three quarters of trials well."""
-    ordered = sorted(100 * trial.value for trial in trials)
+    ordered = sorted(100 * accuracy(trial) for trial in trials)
     low = ordered[len(ordered) // 4]
     margin = max(0.2, 0.15 * (ordered[-1] - low))
     return low - margin, ordered[-1] + margin

@@ -7,6 +7,7 @@ JAX_ENABLE_COMPILATION_CACHE=0 switches it off.
 
 import contextlib
 import hashlib
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,8 @@ MIN_SECONDS = 0.02
 def kept_programs() -> Iterator[None]:
     """Meanwhile what is compiled is kept, and what has been kept isn't compiled again."""
     directory = cache_home() / "compiled" / f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{_processor()}"
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache or not _ready(directory):
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"] or not _ready(directory):
         yield
         return
     ours = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS}
@@ -61,7 +63,7 @@ def _ready(directory: Path) -> bool:
     return True
 
 
-def _files(directory: Path) -> Iterator[tuple[Path, object]]:
+def _files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for path in directory.glob("*/*"):
         # Another process may be making room, too.
         with contextlib.suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ def _prepare(scheme: str) -> None:
     # Where TensorFlow is installed, epath would import it.
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Remembered listings don't show what other processes write.
-    ours = {"use_listings_cache": False}
+    ours: dict[str, object] = {"use_listings_cache": False}
     if scheme == "s3":
         ours["config_kwargs"] = {"connect_timeout": 10, "retries": {"max_attempts": 3}}
     for package in PACKAGES:

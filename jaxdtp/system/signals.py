@@ -21,7 +21,7 @@ def stop_requests() -> Iterator[list[str]]:
     A hang-up that is ignored, as under nohup, stays ignored. In a thread other than the main one, where Python handles
     no signals, nothing is ever received.
     """
-    received = []
+    received: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return

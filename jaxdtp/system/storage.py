@@ -45,9 +45,9 @@ def new_directory(path: epath.Path, last: str) -> Iterator[Path]:
         yield unfinished
         unfinished.rename(path)
         return
-    with tempfile.TemporaryDirectory(prefix="jaxdtp-") as unfinished:
-        yield Path(unfinished)
-        _copy(epath.Path(unfinished), path, last)
+    with tempfile.TemporaryDirectory(prefix="jaxdtp-") as directory:
+        yield Path(directory)
+        _copy(epath.Path(directory), path, last)
 
 
 @contextlib.contextmanager
