@@ -309,10 +309,14 @@ def test_data_in_memory():
         ([1, 2], "can't be read ("),
         ([{"a": 1, "b": 2}], "items have a, b, of which none is 'image'"),
         ([(IMAGES[0], 0), (IMAGES[0, ..., :2], 1)], "has images with channels [(2,), (3,)]"),
+        ([(IMAGES[0], 0), (IMAGES[:2], 1)], "has images with channels [(3,), (5, 3)]"),
         ([(np.zeros((3, 8, 8), np.float32), 0)], "has images of shape (3, 8, 8); allowed: channels last"),
         ([(IMAGES[0], 0.5)], "has label 0.5; allowed: labels that are whole numbers from 0, or names"),
     ):
         refusal(lambda bad=bad: data.load(config, seed=0, data=bad), words)
+    joined = group("digits", "/nowhere/data", train_split="train+test", test_split="train+test")
+    grey = {"train": (IMAGES, LABELS), "test": (IMAGES[..., :1], LABELS)}
+    refusal(lambda: data.load(joined, seed=0, data=grey), "(6, 5, 1)")
 
 
 def test_images_keep_their_type():

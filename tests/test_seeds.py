@@ -16,8 +16,10 @@ from jaxdtp import main
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.targets import plain_target
 from jaxdtp.results import statistics
+from jaxdtp.running import rounds
 from jaxdtp.running.rounds import DivergedError
 from jaxdtp.search.__main__ import main as search
+from jaxdtp.system.signals import StoppedError
 
 
 def test_programs_that_call_lapack_dont_wait_for_each_other(tmp_path):
@@ -256,6 +258,25 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(kind, way, times, t
     for seed in range(3):
         models = [jaxdtp.load(directory, seed=seed).params for directory in (whole, stopped)]
         jax.tree.map(np.testing.assert_array_equal, *models)
+
+
+def test_a_seed_that_is_done_before_a_stop_waits_for_the_others(tmp_path, monkeypatch):
+    """Of streamed data, of which it needs no more."""
+    config = short_config("bp", 10, seeds=3, parallel__seeds="in_turn", dataset__device_megabytes=0)
+    whole = jaxdtp.train_and_evaluate(config, tmp_path / "whole")
+    advance = rounds.advance
+
+    def advance_and_stop(run, count, going):
+        going = advance(run, count, going)
+        if going.done == run.steps:
+            signal.raise_signal(signal.SIGTERM)
+        return going
+
+    monkeypatch.setattr(rounds, "advance", advance_and_stop)
+    with pytest.raises(StoppedError, match="epoch 1, step"):
+        jaxdtp.train_and_evaluate(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert without_timings(jaxdtp.train_and_evaluate(config, tmp_path / "stopped")) == without_timings(whole)
 
 
 def test_the_best_epoch_is_chosen_among_those_with_checkpoints_and_the_last(tmp_path):
