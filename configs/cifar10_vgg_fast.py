@@ -1,4 +1,4 @@
-"""VGG 128-128-256-256-512 on CIFAR-10 by fast L-DRL: README.md, "Speed".
+"""VGG 128-128-256-256-512 on CIFAR-10 by fast L-DRL: docs/results.md, "Speed".
 
 With first-order targets beta only scales the learning rate: at beta = 1 the learning rate means what it means for BP.
 """

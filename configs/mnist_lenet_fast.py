@@ -1,4 +1,4 @@
-"""LeNet 32-64-512 on MNIST by fast L-DRL: README.md, "Speed".
+"""LeNet 32-64-512 on MNIST by fast L-DRL: docs/results.md, "Speed".
 
 With first-order targets beta only scales the learning rate: at beta = 1 the learning rate means what it means for BP.
 """

@@ -16,7 +16,7 @@ from jaxdtp.alignment.updates import by_layers
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.models.blocks import Block, feedback
-from jaxdtp.models.modules import as_network, by_block, is_network
+from jaxdtp.models.modules import as_network, by_block
 from jaxdtp.system.errors import described
 
 
@@ -49,7 +49,7 @@ def assert_jacobian_matches_transpose(
         ValueError: no tolerance.
     """
     _check_tolerances(max_degrees, max_relative_error)
-    (block,) = as_network(block, x, state) if not isinstance(block, Block) else (block,)
+    (block,) = as_network(block, x, state)
     forward_params, feedback_params = params
     _assert_mirrored(block, forward_params, feedback_params, x)
     error, angle = alignment.jacobian_matching(
@@ -113,7 +113,7 @@ def assert_updates_match_backprop(
     """
     _check_tolerances(max_degrees, max_relative_error)
     images, labels = batch
-    network = network if is_network(network) else as_network(network, images, state)
+    network = as_network(network, images, state)
     forward, feedback_params = (by_block(network, side) for side in params)
     x: jax.Array | jax.ShapeDtypeStruct = images
     for block in network:

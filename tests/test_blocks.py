@@ -153,7 +153,21 @@ def test_dense_block_is_flax_layers(activation):
     np.testing.assert_allclose(feedback(block, feedback_params, y, switches), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5)])
+def residual_block():
+    """F(x) = x + ELU(x W + b), G(y) = y + ELU(y) O^T + c: what is gated is a pair."""
+    inside = dense_block("residual", (6,), 6)
+
+    def forward(params, x, context=None):
+        y, switches, state = inside.forward(params, x)
+        return x + y, switches, state
+
+    def project(params, h):
+        return h[0] + inside.project(params, h[1])
+
+    return inside._replace(forward=forward, gate=lambda y, s: (y, inside.gate(y, s)), project=project)
+
+
+@pytest.mark.parametrize("block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5), residual_block()])
 def test_feedback_difference_is_the_difference_of_feedbacks(block):
     forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 3, *block.input_shape))

@@ -1,5 +1,6 @@
 """Any model learns: the library's few lines on models of users, by every rule that means something for them."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -235,6 +236,28 @@ def test_direct_feedback_wants_an_output_of_one_axis(rule):
     learner = jaxdtp.learner([nn.Dense(6), nn.Dense(5)], optax.sgd(0.1), rule=rule)
     with pytest.raises(ValueError, match=r"block Dense_1: gives \(3, 5\); allowed: one axis, for direct feedback"):
         learner.init(jax.random.key(0), jnp.zeros((2, 3, 4)))
+
+
+def test_alignment_of_a_learners_blocks_and_of_its_model():
+    """The same, with the batch statistics of training."""
+    x, labels = IMAGES[:8], LABELS[:8]
+    learner = jaxdtp.learner(models.DenseNet(), optax.sgd(0.1))
+    state, _ = learner.step(learner.init(jax.random.key(0), x), x, labels, jax.random.key(1))
+    params, statistics = (state.forward, state.feedback), state.model
+    network, alone = learner.network(x), [tree["DenseNet"] for tree in (*params, statistics)]
+    found = [
+        jaxdtp.gradient_matching(network, None, *params, x, labels, 1.0, state=statistics),
+        jaxdtp.gradient_matching(models.DenseNet(), None, *alone[:2], x, labels, 1.0, state=alone[2]),
+    ]
+    chex.assert_trees_all_close(*found, rtol=1e-5)
+    key = jax.random.key(2)
+    found = [
+        jaxdtp.jacobian_matching(model, *alone[:2], x, key, state=of_model)
+        for model, of_model in ((network[0], statistics), (models.DenseNet(), alone[2]))
+    ]
+    chex.assert_trees_all_close(*found, rtol=1e-5)
+    with pytest.raises(ValueError, match="state of block DenseNet: got none; allowed: its collections batch_stats"):
+        jaxdtp.gradient_matching(network, None, *params, x, labels, 1.0)
 
 
 BATCHES = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdtp.learning.paths import derive
-from jaxdtp.models.blocks import Block, derived, feedback
+from jaxdtp.models.blocks import AnyArray, Block, derived, feedback
 from jaxdtp.models.modules import as_network
 
 
@@ -24,7 +24,7 @@ def jacobian_matching(
     block: Any,
     forward_params: Any,
     feedback_params: Any,
-    x: Float[Array, "batch *inputs"],
+    x: Float[AnyArray, "batch *inputs"],
     key: Key[Array, ""],
     *,
     probes: int = 16,
@@ -57,7 +57,7 @@ def jacobian_matching(
     """
     if probes < 2:
         raise ValueError(f"probes: got {probes}; allowed: 2 or more, for a standard error")
-    (block,) = as_network(block, x, state) if not isinstance(block, Block) else (block,)
+    (block,) = as_network(block, x, state)
     return _match_jacobian(block, forward_params, feedback_params, x, key, probes, per_example)
 
 
@@ -65,7 +65,7 @@ def match_jacobian(
     block: Block,
     forward_params: Any,
     feedback_params: Any,
-    x: Float[Array, "batch *inputs"],
+    x: Float[AnyArray, "batch *inputs"],
     key: Key[Array, ""],
     probes: int,
     per_example: bool = False,

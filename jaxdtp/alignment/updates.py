@@ -22,7 +22,7 @@ from jaxdtp.learning.targets import (
 from jaxdtp.learning.values import parameter_names
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import derived
-from jaxdtp.models.modules import as_network, by_block, is_network
+from jaxdtp.models.modules import as_network, by_block
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
@@ -108,7 +108,7 @@ def updates_and_gradients(
 
 
 def _by_block(network: Any, images: jax.Array, forward: Any, feedback: Any, state: Any):
-    network = network if is_network(network) else as_network(network, images, state)
+    network = as_network(network, images, state)
     return network, by_block(network, forward), by_block(network, feedback)
 
 

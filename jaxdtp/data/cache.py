@@ -62,6 +62,7 @@ def fetch(
                 _discard(path)
             _remove_abandoned(path)
             if store is None or not _copied(store, path, identity):
+                say(f"{name}: decoding {kind[0][0]} images, once, into {store or path}")
                 _write(path, lambda unfinished: _decode(unfinished, identity, kind, examples()))
                 if store is not None:
                     _upload(path, store)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import with_feedback
@@ -22,7 +22,7 @@ from jaxdtp.learning.targets import (
 )
 from jaxdtp.learning.train_feedback import train_all_feedback, train_all_layers
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import Pass
+from jaxdtp.models.blocks import AnyArray, Pass
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 
 Metrics = dict
@@ -53,7 +53,7 @@ def train_step(
     network: Network,
     settings: Settings,
     state: TrainState,
-    images: Shaped[Array, "batch *inputs"],
+    images: Shaped[AnyArray, "batch *inputs"],
     labels: Any,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
@@ -131,7 +131,7 @@ def learn(
     network: Network,
     settings: Settings,
     state: TrainState,
-    images: Shaped[Array, "batch *inputs"],
+    images: Shaped[AnyArray, "batch *inputs"],
     labels: Any,
     key: jax.Array,
 ) -> Learned:
@@ -155,7 +155,7 @@ def feedback_step(
     network: Network,
     settings: Settings,
     state: TrainState,
-    images: Shaped[Array, "batch *inputs"],
+    images: Shaped[AnyArray, "batch *inputs"],
     labels: Any,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
@@ -175,7 +175,7 @@ def error_gradients(
     settings: Settings,
     forward: NetworkParameters,
     feedback: NetworkParameters,
-    images: Shaped[Array, "batch *inputs"],
+    images: Shaped[AnyArray, "batch *inputs"],
     labels: Any,
 ) -> tuple[NetworkParameters, list[Pass], NetworkState]:
     """Gradients of all parameters from the loss's error, beta dL/ds[N], which goes down through the feedback weights of
@@ -191,7 +191,7 @@ def error_gradients(
         The gradients, the blocks' passes and their state afterwards.
     """
 
-    def run(params: NetworkParameters, x: jax.Array):
+    def run(params: NetworkParameters, x: AnyArray):
         passes, model = networks.run(network, params, x)
         return passes[-1].output, (passes, model)
 
@@ -227,7 +227,7 @@ def all_targets(
 def backprop_gradients(
     network: Network,
     params: NetworkParameters,
-    images: Shaped[Array, "batch *inputs"],
+    images: Shaped[AnyArray, "batch *inputs"],
     labels: Any,
     loss: Loss = cross_entropy,
 ) -> NetworkParameters:
@@ -252,7 +252,9 @@ def pass_metrics(network: Network, settings: Settings, passes: list[Pass], label
 
 
 def classification_metrics(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], weights: Float[Array, "*batch"] | None = None
+    logits: Float[AnyArray, "*batch classes"],
+    labels: Int[AnyArray, "*batch"],
+    weights: Float[AnyArray, "*batch"] | None = None,
 ) -> Metrics:
     """Cross-entropy ('loss', nats), 'top1' and, above 10 classes, 'top5', averaged over the batch.
 

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxdtp.learning.paths import Paths, along_paths
-from jaxdtp.models.blocks import Block, Forward, Number, Pass, feedback, feedback_difference
+from jaxdtp.models.blocks import AnyArray, Block, Forward, Number, Pass, feedback, feedback_difference
 from jaxdtp.models.networks import Network, NetworkParameters
 
 Measurements = dict[str, jax.Array]
@@ -53,7 +53,7 @@ def plain_target(
     return feedback(block, feedback_params, target, clean.switches), {}
 
 
-def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+def cross_entropy(logits: Float[AnyArray, "*batch classes"], labels: Int[AnyArray, "*batch"]) -> Float[Array, "*batch"]:
     """-log softmax(logits)[label] of each example, [batch], nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

@@ -21,12 +21,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdtp.models import pooling
 from jaxdtp.models.convolution import conv, conv_transpose
 
 Parameters = dict[str, jax.Array]
+
+AnyArray = jax.Array | np.ndarray
+"""As users give it."""
 
 Number = float | int | jax.Array
 """A setting that may be an argument of a compiled program."""
@@ -184,7 +188,7 @@ def feedback_difference(block: Block, params: Any, h: Any, h_reference: Any) -> 
     One projection instead of two where `project` is affine: its bias cancels.
     """
     if block.affine:
-        return block.project(_without_bias(params), h - h_reference)
+        return block.project(_without_bias(params), jax.tree.map(jnp.subtract, h, h_reference))
     return block.project(params, h) - block.project(params, h_reference)
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdtp.models.blocks import EVALUATION, Block, Context, derived
+from jaxdtp.models.blocks import EVALUATION, AnyArray, Block, Context
 from jaxdtp.models.networks import Network, bind
 
 SWITCHES = "switches"
@@ -48,7 +48,7 @@ class Functions(NamedTuple):
     apply: Callable[[Any, Any, jax.Array, jax.Array | None], tuple[jax.Array, Any, Any]]
 
 
-def network_of(model: Any, x: jax.Array | jax.ShapeDtypeStruct) -> Network:
+def network_of(model: Any, x: AnyArray | jax.ShapeDtypeStruct) -> Network:
     """The network of a model: one block, or of a list of models one block for each.
 
     Args:
@@ -77,18 +77,18 @@ def network_of(model: Any, x: jax.Array | jax.ShapeDtypeStruct) -> Network:
     return tuple(blocks)
 
 
-def as_network(model: Any, x: jax.Array, state: Any = None) -> Network:
+def as_network(model: Any, x: AnyArray, state: Any = None) -> Network:
     """The blocks of a model in evaluation, as functions of parameters and input alone.
 
     Args:
-        model: as for `network_of`, or a network already.
+        model: as for `network_of`; blocks are taken as they are if there is no state.
         x: an input [batch, ...].
         state: what it keeps without learning it, such as {"batch_stats": ...}; by block name where there are several.
             Fresh if left out.
     """
+    if state is None and (isinstance(model, Block) or is_network(model)):
+        return (model,) if isinstance(model, Block) else model
     network = _network_like(model, tuple(x.shape[1:]), jnp.result_type(x)) if _hashable(model) else network_of(model, x)
-    if state is None and all(block.gate is not derived for block in network):
-        return network
     fresh = {block.name: block.init(jax.random.key(0))[2] for block in network}
     return bind(network, fresh if state is None else by_block(network, state))
 
@@ -133,12 +133,17 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     _shapes(f"{called} in evaluation", allowed + ", ".join(TRAINING), in_evaluation, params, state, x)
 
     def forward(params: Any, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, Any, Any]:
+        if not context.state and state:
+            raise ValueError(
+                f"state of block {name}: got none; allowed: its collections {', '.join(state)}, as in the state that "
+                "learner.init gives, .model"
+            )
         # For a derived feedback map the input is all that it must know.
         # A step may pass through a block more than once, with the same dropout each time.
         key = None if context.key is None else jax.random.clone(context.key)
-        y, switches, state = functions.apply(params, context.state, x, key)
-        state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, context.state)
-        return y, x if own is None else switches, state
+        y, switches, after = functions.apply(params, context.state, x, key)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, context.state)
+        return y, x if own is None else switches, after
 
     shapes = (tuple(x.shape[1:]), tuple(y.shape[1:]))
     if own is None:

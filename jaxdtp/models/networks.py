@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxdtp.models.blocks import ELU, Block, Context, Pass, Units, conv_block, dense_block
+from jaxdtp.models.blocks import ELU, AnyArray, Block, Context, Pass, Units, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
@@ -78,25 +79,25 @@ def bind(network: Network, state: NetworkState, key: jax.Array | None = None) ->
     return tuple(bound(index, block) for index, block in enumerate(network))
 
 
-def forward_passes(network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]) -> list[Pass]:
+def forward_passes(network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]) -> list[Pass]:
     """s[n] = F_n(s[n-1]) for all blocks; s[0] = x, [batch, *network[0].input_shape]; logits are the last output."""
     return run(network, params, x)[0]
 
 
 def run(
-    network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]
+    network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]
 ) -> tuple[list[Pass], NetworkState]:
     """As `forward_passes`, and the state of all blocks afterwards."""
-    passes, states = [], {}
+    passes, states, signal = [], {}, jnp.asarray(x)
     for block in network:
-        y, switches, states[block.name] = block.forward(params[block.name], x)
-        passes.append(Pass(x, y, switches))
-        x = y
+        y, switches, states[block.name] = block.forward(params[block.name], signal)
+        passes.append(Pass(signal, y, switches))
+        signal = y
     return passes, states
 
 
 def logits(
-    network: Network, params: NetworkParameters, x: Shaped[Array, "batch *inputs"]
+    network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]
 ) -> Float[Array, "batch *outputs"]:
     """The network's output on a batch, [batch, classes]."""
     return forward_passes(network, params, x)[-1].output
