@@ -1,6 +1,7 @@
 """The documentation: `python -m sphinx -W docs build/docs`. Pages with code are run when they have changed."""
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 
@@ -38,11 +39,25 @@ napoleon_use_ivar = True
 default_role = "code"
 copybutton_prompt_text = ">>> "
 
+clone, version = (os.environ.get(f"READTHEDOCS_GIT_{name}", "") for name in ("CLONE_URL", "IDENTIFIER"))
+on_colab = clone.removesuffix(".git").replace("https://github.com", "https://colab.research.google.com/github")
+COLAB_BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    f"({on_colab}/blob/{version}/docs/quickstart.ipynb)"
+)
+
 (HERE / "generated").mkdir(exist_ok=True)
 (HERE / "generated" / "configuration.md").write_text(reference.configuration())
 
 
+def link_to_colab(app, page, source):
+    """A badge, where it is known from which repository on GitHub the pages are built."""
+    if page == "start" and on_colab != clone.removesuffix(".git"):
+        source[0] = source[0].replace("open `docs/quickstart.ipynb`", COLAB_BADGE)
+
+
 def setup(app):
     """Docstrings are written for readers of the code."""
+    app.connect("source-read", link_to_colab)
     app.connect("autodoc-process-docstring", lambda *event: reference.restructure(event[-1]), priority=100)
     app.connect("autodoc-skip-member", lambda *event: True if reference.is_field(event[3]) else None)

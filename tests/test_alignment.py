@@ -284,6 +284,8 @@ def test_helpers_want_a_tolerance_and_two_probes():
         assert_jacobian_matches_transpose(block, (forward, feedback), x)
     with pytest.raises(ValueError, match="probes: got 1; allowed: 2 or more"):
         alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(0), probes=1)
+    error, _ = alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(0), probes=2)
+    assert jnp.isfinite(error.standard_error)
 
 
 @pytest.mark.parametrize("double", [True, False])

@@ -14,7 +14,7 @@ from jaxdtp.alignment import weight_alignment
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.derived import layers_of
-from jaxdtp.learning.layers import copy_signs, match_layers, mirror_layers
+from jaxdtp.learning.layers import copy_signs, match_layers, mirror_layers, probe_shape
 from jaxdtp.learning.state import LayerTraining, Settings, init_state
 from jaxdtp.learning.step import error_gradients, train_step
 from jaxdtp.learning.targets import (
@@ -107,6 +107,24 @@ def test_matching_finds_the_weights_without_a_learning_rate(name, examples):
     assert np.isfinite(loss)
     assert error(trained) < 0.05 * error(others)
     np.testing.assert_array_equal(trained["bias"], others["bias"])
+
+
+@pytest.mark.parametrize(
+    ("block", "batch", "share", "length"),
+    [
+        # One equation for 30 unknowns, from each example.
+        (dense_block("fc", (30,), 6), 100, 1.0, 60),
+        (dense_block("fc", (30,), 6), 100, 0.25, 25),
+        (dense_block("fc", (30,), 6), 2, 0.1, 1),
+        # Of each of 16 positions one equation for 3 * 3 * 3 unknowns.
+        (conv_block("conv", (4, 4, 3), 5), 100, 1.0, 4),
+        (conv_block("conv", (4, 4, 3), 5), 100, 0.03, 3),
+    ],
+)
+def test_a_probe_holds_two_equations_for_each_unknown_or_its_share(block, batch, share, length):
+    params, _, _ = block.init(jax.random.key(0))
+    (layer,), _ = layers_of(lambda params, x: block.forward(params, x)[0], params, example_of(block, batch))
+    assert probe_shape(layer, share) == (length, *layer.signal.shape[1:])
 
 
 def all_signs(shape):

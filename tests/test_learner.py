@@ -92,6 +92,33 @@ def test_every_rule_trains_blocks_of_modules(rule):
     assert losses[-1] < losses[0] or rule in ("tp", "inverse_output")
 
 
+def test_steps_of_layers_go_all_the_way_but_the_mirrors():
+    """Without a rate: to the forward weights at once, and by a twentieth where feedback weights are averages."""
+    x, labels = IMAGES[:32], LABELS[:32]
+
+    def feedback(rule, **settings):
+        learner = jaxdtp.learner((models.init, models.apply), optax.sgd(0.0), rule=rule, **settings)
+        state = learner.init(jax.random.key(0), x)
+        new, _ = learner.step(state, x, labels, jax.random.key(1))
+        return jax.tree.leaves(state.forward), jax.tree.leaves(state.feedback), jax.tree.leaves(new.feedback)
+
+    for forward, _, after in zip(*feedback("jml"), strict=True):
+        np.testing.assert_allclose(after, forward, rtol=1e-5, atol=1e-7)
+    _, _, whole = feedback("weight_mirror", feedback_rate=1.0)
+    _, before, after = feedback("weight_mirror")
+    for start, end, found in zip(before, whole, after, strict=True):
+        np.testing.assert_allclose(found, 0.95 * start + 0.05 * end, rtol=1e-4, atol=1e-6)
+
+
+def test_a_share_below_one_example_is_the_first_example():
+    learner = jaxdtp.learner(models.three_blocks(), optax.sgd(0.1), rule="ldrl", batch_share=0.01)
+    state = learner.init(jax.random.key(0), IMAGES[:8])
+    batches = IMAGES[:8], IMAGES[[0, *range(8, 15)]]
+    one, other = (learner.step(state, x, LABELS[:8], jax.random.key(1))[0].feedback for x in batches)
+    for ours, theirs in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_finite_noise_ldrl_aligns_derived_feedback():
     """L-DRL turns the derived feedback of a residual block with LayerNorm towards its transposed Jacobian."""
 

@@ -15,7 +15,7 @@ from jaxdtp.alignment import updates_and_gradients
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.derived import layers_of
-from jaxdtp.learning.feedback import FeedbackTraining, Noise, examples_of, ldrl_loss, train_feedback
+from jaxdtp.learning.feedback import FeedbackTraining, Noise, draw_noise, examples_of, ldrl_loss, train_feedback
 from jaxdtp.learning.layers import draw_probes
 from jaxdtp.learning.state import LayerTraining, Settings, init_state
 from jaxdtp.learning.step import backprop_gradients, classification_metrics, error_gradients, train_step
@@ -169,6 +169,15 @@ def test_feedback_learning_aligns_the_weights():
     cosine = lambda a, b: float(jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
     assert abs(cosine(params["kernel"], forward["kernel"])) < 0.3
     assert cosine(trained["kernel"], forward["kernel"]) > 0.95
+
+
+def test_noise_has_the_asked_spread_and_both_are_independent():
+    """Of 4,000 numbers the standard deviation is off by 1.1 %, the correlation by 1.6 %: limits of seven times that."""
+    clean = Pass(jnp.zeros((100, 40)), jnp.zeros((100, 40)), ())
+    noise = draw_noise(jax.random.key(0), 0.3, clean)
+    for values in noise:
+        assert float(jnp.std(values)) == pytest.approx(0.3, rel=0.08)
+    assert abs(float(jnp.corrcoef(noise.input.ravel(), noise.output.ravel())[0, 1])) < 0.11
 
 
 def test_noise_samples_are_averaged():

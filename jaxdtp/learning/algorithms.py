@@ -25,11 +25,11 @@ class Algorithm(NamedTuple):
             they are never trained, or there are none.
         target_rule: how a target is fed back from block to block; None where errors are, all the way.
         paths: one of `PATHS`, where feedback leads from and to.
-        forward_map: what feedback learning takes for F, the map that feedback is to invert.
+        forward_map: what feedback learning takes for F, the map that feedback answers.
         simultaneous: whether targets come from the feedback weights as they were before the batch, so that feedback and
             forward weights learn independently of each other.
-        shared_update: whether feedback weights also follow the forward weights' gradients, with an optimizer and weight
-            decay of their own (Kolen & Pollack 1994).
+        shared_update: whether feedback weights also follow the forward weights' gradients, by a second optimizer with
+            the same settings, so the same decay (Kolen & Pollack 1994).
     """
 
     feedback_rule: FeedbackRule | LayerRule | None

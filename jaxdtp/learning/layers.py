@@ -90,9 +90,10 @@ def match_layers(
         r = op(e, W) - op(e, O),    d = op^T(e, r),    O <- O + rate d <d, d> / <op(e, d), op(e, d)>,
 
     steepest descent on |r|^2 with exact line search: it needs no learning rate (1 is exact), and has no noise left
-    where the weights match. It is the limit of L-DRL (Ernoult et al. 2022) for sigma -> 0 in one layer, with a step in
-    the manner of normalised least mean squares (Nagumo & Noda 1967), and for what it needs (both weights' responses to
-    the same noise) a relative of the weight mirror (Akrout et al. 2019).
+    where the weights match. |r|^2 has the expectation of the limit of L-DRL (Ernoult et al. 2022) for sigma -> 0 in one
+    layer, up to a constant; L-DRL itself sends no probe forward through O. The step is in the manner of normalised
+    least mean squares (Nagumo & Noda 1967), and for what it needs (both weights' responses to the same noise) the rule
+    is a relative of the weight mirror (Akrout et al. 2019).
 
     Parameters that meet in one layer, such as the two of a normalised kernel, share a step. A weight that several
     layers share is probed in all of them. Mismatches are taken in float32 at least, whatever the layer computes in.

@@ -211,7 +211,7 @@ def all_targets(
     forward: NetworkParameters,
     feedback: NetworkParameters,
     passes: list[Pass],
-    labels: jax.Array,
+    labels: Any,
 ) -> tuple[list[jax.Array], Metrics]:
     """Targets of all blocks on a batch, and what the target rule measures, by name and block name; `network` as from
     `bind`."""

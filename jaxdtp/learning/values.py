@@ -61,6 +61,12 @@ def kind(value: Any) -> int:
     return 1 if isinstance(value, Weight) else 0
 
 
+def same_kind(value: Any, other: Any) -> bool:
+    """Whether both are of one kind and, if they are weights, of the same parameters."""
+    of_value, of_other = (getattr(one, "leaves", None) for one in (value, other))
+    return kind(value) == kind(other) and of_value == of_other
+
+
 def joined(values: tuple) -> Any:
     """The kind of value that stands for all of several branches."""
     return max(values, key=kind)

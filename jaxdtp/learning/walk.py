@@ -17,8 +17,8 @@ from jaxdtp.learning.values import (
     forward_value,
     in_loop,
     joined,
-    kind,
     promoted,
+    same_kind,
 )
 from jaxdtp.models import jaxprs
 
@@ -237,7 +237,7 @@ class Walk:
 
     def settled(self, body: core.ClosedJaxpr, consts: list, carry: list, xs: list) -> list:
         """A scan's carry, each value of the kind that it has after any number of steps."""
-        for _ in range(2 * len(carry) + 1):
+        while True:  # each time round more is known, of which there is an end
             within = [Absent(x.shape[1:], x.dtype) if isinstance(x, Absent) else x for x in xs]
 
             def one(carry, within=within):
@@ -247,10 +247,9 @@ class Walk:
 
             after = jax.eval_shape(one, carry)
             merged = [promoted(value, like) for value, like in zip(carry, after, strict=True)]
-            if all(kind(a) == kind(b) for a, b in zip(carry, merged, strict=True)):
+            if all(same_kind(a, b) for a, b in zip(carry, merged, strict=True)):
                 return merged
             carry = merged
-        return carry
 
 
 def _scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
