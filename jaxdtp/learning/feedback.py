@@ -4,7 +4,7 @@ A feedback rule is one function
 
     rule(block, feedback_params, forward, clean, noise) -> loss, gradient
 
-where `forward` is the map that feedback is to invert, from the block's input x to (y, switches); `clean` is the block's
+where `forward` is the map that feedback answers, from the block's input x to (y, switches); `clean` is the block's
 pass on the batch without noise; `noise` holds what is added to its input and output; and `gradient` is what the
 optimizer gets for `feedback_params`: the loss's gradient. Losses are summed over features and averaged over the batch.
 The rules that learn layer by layer are in `jaxdtp.learning.layers`.
@@ -94,7 +94,8 @@ def drl_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, 
         |G(F(s + e)) - G(F(s)) - e|^2,    e = noise.input
 
     is how far the difference target that G makes of F(s + e) is from s + e. For sigma -> 0 G becomes the pseudo-inverse
-    of F's Jacobian, so that targets are those of Gauss-Newton. F is all from s to the network's output: by way of
+    of F's Jacobian, so that targets are those of Gauss-Newton for a loss whose Hessian is the
+    identity. F is all from s to the network's output: by way of
     direct feedback, or there and back (`there_and_back`).
     """
     h_input = _gate_of_noisy(block, forward, clean, clean.input + noise.input)
@@ -105,7 +106,7 @@ def drl_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, 
 def along_path(
     paths: Paths, index: int, forward: NetworkParameters, feedback: NetworkParameters, clean: list[Pass]
 ) -> Forward:
-    """The map that a path's feedback is to invert: the network's, from the path's end to its source.
+    """The map that a path's feedback answers: the network's, from the path's end to its source.
 
     Args:
         paths: all feedback paths.
