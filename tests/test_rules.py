@@ -46,7 +46,7 @@ LDRL = ALGORITHMS["ldrl"].feedback_rule
 def train_block(rule, training, block, params, forward, x, key):
     """Feedback parameters of a block after one batch x, and the mean loss."""
     own_forward = functools.partial(block.forward, forward)
-    clean = examples_of(training, Pass(x, *own_forward(x)[:2]))
+    (clean,) = examples_of(training, [Pass(x, *own_forward(x)[:2])])
     state = training.optimizer.init(params)
     trained, _, loss = train_feedback(rule, training, block, params, state, own_forward, clean, key)
     return trained, loss
@@ -150,12 +150,13 @@ def test_small_difference_targets_are_feedback_jacobian_products(name):
     block = BLOCKS[name]
     forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, *block.input_shape))
-    y, switches, _ = block.forward(forward, x)
+    own_forward = functools.partial(block.forward, forward)
+    y, switches, _ = own_forward(x)
     direction = jax.random.normal(jax.random.key(2), y.shape)
-    target, _ = difference_target(block, params, None, Pass(x, y, switches), y + 1e-6 * direction)
+    target, _ = difference_target(block, params, own_forward, Pass(x, y, switches), y + 1e-6 * direction)
     _, product = jax.jvp(lambda y: feedback(block, params, y, switches), (y,), (direction,))
     np.testing.assert_allclose((target - x) / 1e-6, product, rtol=1e-4, atol=1e-5)
-    first_order, _ = first_order_target(block, params, None, Pass(x, y, switches), y + direction)
+    first_order, _ = first_order_target(block, params, own_forward, Pass(x, y, switches), y + direction)
     np.testing.assert_allclose(first_order - x, product, rtol=1e-10, atol=1e-10)
 
 

@@ -27,10 +27,10 @@ from jaxtyping import Array, Float
 from jaxdtp.models import pooling
 from jaxdtp.models.convolution import conv, conv_transpose
 
-Parameters = dict[str, jax.Array]
-
 AnyArray = jax.Array | np.ndarray
 """As users give it."""
+
+Parameters = dict[str, AnyArray]
 
 Number = float | int | jax.Array
 """A setting that may be an argument of a compiled program."""

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 
 
 def conv(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "size size inputs outputs"]
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array | np.ndarray, "size size inputs outputs"]
 ) -> Float[Array, "batch height width outputs"]:
     """Convolution with stride 1 that keeps height and width (zero padding).
 
@@ -49,7 +49,7 @@ def conv(
 
 
 def conv_transpose(
-    y: Float[Array, "batch height width outputs"], kernel: Float[Array, "size size inputs outputs"]
+    y: Float[Array, "batch height width outputs"], kernel: Float[Array | np.ndarray, "size size inputs outputs"]
 ) -> Float[Array, "batch height width inputs"]:
     """Transpose of `conv` with respect to its input: <conv(x, kernel), y> = <x, conv_transpose(y, kernel)>.
 
