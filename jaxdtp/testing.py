@@ -15,7 +15,7 @@ from jaxdtp.alignment.jacobians import with_own_feedback
 from jaxdtp.alignment.updates import by_layers
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
-from jaxdtp.models.blocks import Block, feedback
+from jaxdtp.models.blocks import Block, feedback, feedback_difference
 from jaxdtp.models.modules import as_network, by_block
 from jaxdtp.system.errors import described
 
@@ -44,8 +44,9 @@ def assert_jacobian_matches_transpose(
         state: of a model, what it keeps without learning it, such as {"batch_stats": ...}; fresh if left out.
 
     Raises:
-        AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the block, what
-            was measured with its standard error, and the output unit with the greatest error.
+        AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones, or it isn't affine
+            though the block says so. Names the block, what was measured with its standard error, and the output unit
+            with the greatest error.
         ValueError: no tolerance.
     """
     _check_tolerances(max_degrees, max_relative_error)
@@ -55,6 +56,7 @@ def assert_jacobian_matches_transpose(
     error, angle = alignment.jacobian_matching(
         block, forward_params, feedback_params, x, jax.random.key(seed), probes=probes
     )
+    _assert_affine(with_own_feedback(block, forward_params), forward_params, feedback_params, x[:4])
     faults = []
     if max_degrees is not None and not angle.value <= max_degrees:
         faults.append(
@@ -186,6 +188,19 @@ def _assert_mirrored(
         if back.shape != input_shape:
             raise AssertionError(f"{what} gives {back.shape}; {expected}")
     return y
+
+
+def _assert_affine(block: Block, forward_params: Any, feedback_params: Any, x: jax.Array) -> None:
+    """That the difference of feedbacks, as targets take it, is the difference."""
+    y, switches, _ = block.forward(forward_params, x)
+    difference = feedback_difference(block, feedback_params, block.gate(2 * y, switches), block.gate(y, switches))
+    expected = feedback(block, feedback_params, 2 * y, switches) - feedback(block, feedback_params, y, switches)
+    error = jnp.linalg.norm(difference - expected) / (jnp.linalg.norm(expected) + jnp.finfo(expected.dtype).tiny)
+    if not error <= 1e-2:
+        raise AssertionError(
+            f"block {block.name}: affine, but one projection of gate(2 y) - gate(y) is off by {error:.2g} of "
+            "G(2 y) - G(y); expected: project affine in its parameters and in all that gate gives"
+        )
 
 
 def _shape_of(what: str, expected: str, function, *arguments):

@@ -278,6 +278,20 @@ def test_update_helper_leads_to_the_broken_block():
     assert "worst output unit" in first
 
 
+def test_a_helper_notices_slopes_that_a_difference_loses():
+    """An affine block whose project multiplies by slopes that gate gives it."""
+    block = dense_block("dense", (6,), 4)
+    wrong = block._replace(
+        gate=lambda y, switches: (y, jnp.where(y > 0, 1.0, 0.3)),
+        project=lambda params, h: block.project(params, h[0] * h[1]),
+    )
+    forward, feedback, _ = wrong.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    with pytest.raises(AssertionError, match="block dense: affine, but one projection"):
+        assert_jacobian_matches_transpose(wrong, (forward, feedback), x, max_degrees=180)
+    assert_jacobian_matches_transpose(wrong._replace(affine=False), (forward, feedback), x, max_degrees=180)
+
+
 def test_helpers_want_a_tolerance_and_two_probes():
     block, forward, feedback, x = block_and_batch("linear")
     with pytest.raises(ValueError, match="max_degrees, max_relative_error: got neither; allowed: one or both"):

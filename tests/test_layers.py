@@ -260,7 +260,7 @@ def test_errors_through_the_layers_are_first_order_difference_targets(kind):
     network, beta = NETWORKS[kind], 0.3
     config, forward, backward = fixed_feedback(network, beta)
     ((x, labels),) = random_batches(1)
-    derived = tuple(block._replace(gate=blocks.derived, project=blocks.derived) for block in network)
+    derived = tuple(block._replace(gate=blocks.to_be_derived, project=blocks.to_be_derived) for block in network)
     ways = paths.bind(paths.consecutive(derived), derived, forward)
 
     @jax.jit

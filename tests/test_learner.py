@@ -245,6 +245,58 @@ def test_bad_rules_are_named():
         jaxdtp.learner(models.Shared(), optax.sgd(0.1), rule="ldrl").init(jax.random.key(0), IMAGES[:2])
 
 
+MASK = lambda tree: {"Sequential": {name: name == "layers_0" for name in tree["Sequential"]}}  # noqa: E731
+OPTIMIZERS = {
+    "clip": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+    "freeze": optax.chain(optax.adamw(1e-2), optax.freeze(MASK)),
+    "accumulate": optax.MultiSteps(optax.adam(1e-2), 2),
+    "read": optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.0, 0.1, 10)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("rule", ["ldrl_fast", "bp"])
+def test_any_transformation_of_optax(name, rule):
+    model, x = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(10)]), IMAGES[:16].reshape(16, -1)
+    learner = jaxdtp.learner(model, OPTIMIZERS[name], rule=rule)
+    start = state = learner.init(jax.random.key(0), x)
+    for key in jax.random.split(jax.random.key(1), 4):
+        state, _ = learner.step(state, x, LABELS[:16], key)
+    for layer in ("layers_0", "layers_2"):
+        before, after = (tree.forward["Sequential"][layer]["kernel"] for tree in (start, state))
+        assert bool((before == after).all()) == (name == "freeze" and layer == "layers_0")
+    if name == "read":
+        assert float(state.forward_optimizer.hyperparams["learning_rate"]) == pytest.approx(0.03)
+
+
+WEIGHTS = jnp.linspace(0.5, 1.5, 10)
+LOSSES = {
+    "regression": (lambda outputs, y: (outputs[:, 0] - y) ** 2, lambda y: y / 10),
+    "weights": (
+        lambda outputs, y: WEIGHTS[y] * optax.softmax_cross_entropy_with_integer_labels(outputs, y),
+        lambda y: y,
+    ),
+    "several labels": (
+        lambda outputs, y: optax.sigmoid_binary_cross_entropy(outputs, y).mean(-1),
+        lambda y: jnp.stack([y % 2, y // 5], -1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_loss(name):
+    loss, labels_of = LOSSES[name]
+    x, labels = IMAGES[:64].reshape(64, -1), labels_of(LABELS[:64])
+    outputs = {"regression": 1, "weights": 10, "several labels": 2}[name]
+    model = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(outputs)])
+    learner = jaxdtp.learner(model, optax.adam(1e-2), loss=loss)
+    state, losses = learner.init(jax.random.key(0), x), []
+    for key in jax.random.split(jax.random.key(1), 60):
+        state, metrics = learner.step(state, x, labels, key)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] / 2
+
+
 def test_values_that_fit_no_block_are_named():
     with pytest.raises(
         ValueError, match=r"iterations: got \(2, 1\); allowed: one number, ldrl_fast trains the feedback"

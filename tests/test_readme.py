@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
 from benchmarks import readme
@@ -41,7 +40,7 @@ def test_example(code):
     names = {}
     exec(code, names)
     if "metrics" in names:
-        assert jnp.isfinite(names["metrics"]["loss"])
+        assert names["metrics"]["top1"] > 0.95
 
 
 def test_the_readme_is_short():

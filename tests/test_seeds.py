@@ -268,10 +268,11 @@ def test_a_seed_that_is_done_before_a_stop_waits_for_the_others(tmp_path, monkey
 
     def advance_and_stop(run, count, going):
         going = advance(run, count, going)
-        if going.done == run.steps:
+        if going.done == run.steps and not run.stops:
             signal.raise_signal(signal.SIGTERM)
         return going
 
+    monkeypatch.setattr(rounds, "at_a_time", lambda: 1)
     monkeypatch.setattr(rounds, "advance", advance_and_stop)
     with pytest.raises(StoppedError, match="epoch 1, step"):
         jaxdtp.train_and_evaluate(config, tmp_path / "stopped")

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxdtp.learning.paths import derive
-from jaxdtp.models.blocks import AnyArray, Block, derived, feedback
+from jaxdtp.models.blocks import AnyArray, Block, feedback, to_be_derived
 from jaxdtp.models.modules import as_network
 
 
@@ -25,7 +25,7 @@ def jacobian_matching(
     forward_params: Any,
     feedback_params: Any,
     x: Float[AnyArray, "batch *inputs"],
-    key: Key[Array, ""],
+    key: jax.Array,
     *,
     probes: int = 16,
     per_example: bool = False,
@@ -66,7 +66,7 @@ def match_jacobian(
     forward_params: Any,
     feedback_params: Any,
     x: Float[AnyArray, "batch *inputs"],
-    key: Key[Array, ""],
+    key: jax.Array,
     probes: int,
     per_example: bool = False,
 ) -> tuple[Estimate, Estimate]:
@@ -127,7 +127,7 @@ def dense_jacobians(
 
 def with_own_feedback(block: Block, forward_params: Any) -> Block:
     """A block with a feedback map: its own, or the derived one."""
-    return derive(block, forward_params) if block.project is derived else block
+    return derive(block, forward_params) if block.project is to_be_derived else block
 
 
 def _sum_of_squares(array: jax.Array, per_example: bool) -> jax.Array:

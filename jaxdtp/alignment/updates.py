@@ -21,7 +21,7 @@ from jaxdtp.learning.targets import (
 )
 from jaxdtp.learning.values import parameter_names
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import derived
+from jaxdtp.models.blocks import to_be_derived
 from jaxdtp.models.modules import as_network, by_block
 from jaxdtp.models.networks import Network, NetworkParameters
 
@@ -114,7 +114,7 @@ def _by_block(network: Any, images: jax.Array, forward: Any, feedback: Any, stat
 
 def by_layers(network: Network, target_rule: TargetRule | None) -> bool:
     """Whether updates come from errors that go down through feedback weights beside those of every layer."""
-    return target_rule is None and any(block.project is derived for block in network)
+    return target_rule is None and any(block.project is to_be_derived for block in network)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths", "loss"))

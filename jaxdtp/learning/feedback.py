@@ -94,9 +94,8 @@ def drl_loss(block: Block, feedback_params: Any, forward: Forward, clean: Pass, 
         |G(F(s + e)) - G(F(s)) - e|^2,    e = noise.input
 
     is how far the difference target that G makes of F(s + e) is from s + e. For sigma -> 0 G becomes the pseudo-inverse
-    of F's Jacobian, so that targets are those of Gauss-Newton for a loss whose Hessian is the
-    identity. F is all from s to the network's output: by way of
-    direct feedback, or there and back (`there_and_back`).
+    of F's Jacobian, so that targets are those of Gauss-Newton for a loss whose Hessian is the identity. F is all from s
+    to the network's output: by way of direct feedback, or there and back (`there_and_back`).
     """
     h_input = _gate_of_noisy(block, forward, clean, clean.input + noise.input)
     difference = feedback_difference(block, feedback_params, h_input, block.gate(clean.output, clean.switches))

@@ -74,10 +74,11 @@ def learner(
         feedback_optimizer: of feedback weights, instead of SGD; not of rules whose feedback is beside the layers.
         symmetric: whether feedback weights start as the forward weights.
 
-    Values for blocks may be tuples, with one for each of the blocks 2..N.
+    Of rules with targets, values may be tuples, with one for each of the blocks 2..N.
 
     Raises:
-        ValueError: the rule is unknown; when called, the model isn't one that this rule can train.
+        ValueError: the rule is unknown, or takes no tuples; when called, there isn't one value for each block, or the
+            model isn't one that this rule can train.
     """
     if rule not in ALGORITHMS:
         raise ValueError(f"rule: got {rule!r}; allowed: {', '.join(ALGORITHMS)}")
@@ -89,7 +90,8 @@ def learner(
     layers = LayerTraining()
     if by_layer:
         of_layers = {"iterations": iterations, "batch_share": batch_share, "feedback_rate": feedback_rate}
-        count, share, rate = (_single(rule, name, value) for name, value in of_layers.items())
+        of_layers |= {"noise_scale": noise_scale, "noise_samples": noise_samples}
+        count, share, rate, *_ = (_single(rule, name, value) for name, value in of_layers.items())
         layers = LayerTraining(count or 1, share, rate or (0.05 if rule == "weight_mirror" else 1.0))
     networks_by_input: dict = {}
 

@@ -21,8 +21,8 @@ from jaxdtp.models.blocks import (
     Pass,
     Units,
     dense_block,
-    derived,
     example_of,
+    to_be_derived,
 )
 from jaxdtp.models.networks import Network, NetworkParameters, forward_passes
 
@@ -68,7 +68,7 @@ def bind(paths: Paths, network: Network, forward: NetworkParameters) -> Paths:
             return last.output, last.switches, {}
 
         block = path.block
-        if block.project is derived:
+        if block.project is to_be_derived:
             block = derive(network[index], forward[block.name])
         return path._replace(block=block._replace(forward=forwards))
 

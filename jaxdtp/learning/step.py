@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import with_feedback
@@ -253,7 +253,7 @@ def pass_metrics(network: Network, settings: Settings, passes: list[Pass], label
 
 def classification_metrics(
     logits: Float[AnyArray, "*batch classes"],
-    labels: Int[AnyArray, "*batch"],
+    labels: Integer[AnyArray, "*batch"],
     weights: Float[AnyArray, "*batch"] | None = None,
 ) -> Metrics:
     """Cross-entropy ('loss', nats), 'top1' and, above 10 classes, 'top5', averaged over the batch.

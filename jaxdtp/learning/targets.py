@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxdtp.learning.paths import Paths, along_paths
 from jaxdtp.models.blocks import AnyArray, Block, Forward, Number, Pass, feedback, feedback_difference
@@ -53,7 +53,9 @@ def plain_target(
     return feedback(block, feedback_params, target, clean.switches), {}
 
 
-def cross_entropy(logits: Float[AnyArray, "*batch classes"], labels: Int[AnyArray, "*batch"]) -> Float[Array, "*batch"]:
+def cross_entropy(
+    logits: Float[AnyArray, "*batch classes"], labels: Integer[AnyArray, "*batch"]
+) -> Float[Array, "*batch"]:
     """-log softmax(logits)[label] of each example, [batch], nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

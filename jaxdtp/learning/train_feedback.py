@@ -103,11 +103,11 @@ def train_one_block(
     name = network[index].name
     rule = cast(LayerRule, settings.algorithm.feedback_rule)
     layers, weights_of = block_layers(network, index, state, 2, key)
-    feedback, total = state.feedback[name], jnp.zeros(())
+    feedback, found = state.feedback[name], []
     for of_iteration in probes:
         feedback, losses = rule(layers, weights_of, state.forward[name], feedback, of_iteration, settings.layers.rate)
-        total += sum(losses) / max(1, len(losses))
-    return feedback, total / len(probes)
+        found += losses
+    return feedback, jnp.mean(jnp.stack(found)) if found else jnp.zeros(())
 
 
 def trained_blocks(network: Network, settings: Settings) -> list[str]:

@@ -62,9 +62,10 @@ def kind(value: Any) -> int:
 
 
 def same_kind(value: Any, other: Any) -> bool:
-    """Whether both are of one kind and, if they are weights, of the same parameters."""
-    of_value, of_other = (getattr(one, "leaves", None) for one in (value, other))
-    return kind(value) == kind(other) and of_value == of_other
+    """Whether both are of one kind and, if they are weights, of the same parameters and loop."""
+    if isinstance(value, Weight) and isinstance(other, Weight):
+        return (value.leaves, value.loop) == (other.leaves, other.loop)
+    return kind(value) == kind(other)
 
 
 def joined(values: tuple) -> Any:

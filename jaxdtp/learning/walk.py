@@ -191,7 +191,7 @@ class Walk:
             return [joined(of_branches) for of_branches in zip(*results, strict=True)]
 
         def branch_signals(branch, *operands):
-            return [Signal(forward_value(result)) for result in self.run(branch.jaxpr, branch.consts, operands)]
+            return [Signal(forward_value(result)) for result in self.run(branch.jaxpr, branch.consts, list(operands))]
 
         taken = [functools.partial(branch_signals, branch) for branch in branches]
         return jax.lax.switch(forward_value(index), taken, *operands)

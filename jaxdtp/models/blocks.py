@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxdtp.models import pooling
 from jaxdtp.models.convolution import conv, conv_transpose
@@ -120,7 +120,7 @@ class Units(NamedTuple):
     initializer: Callable[[jax.Array, tuple[int, ...], int, int], jax.Array] = uniform
 
 
-def derived(*operands: Any) -> Any:
+def to_be_derived(*operands: Any) -> Any:
     """In the place of `gate` and `project`: the feedback map is to be derived from the forward map.
 
     Raises:
@@ -144,8 +144,9 @@ class Block(NamedTuple):
             whatever its feedback must know of that pass (arrays by example, or () for nothing); and the state after it.
             Without a context: in evaluation, for a block that has no state.
         gate: `gate(y, switches)` to the input of `project`.
-        project: `project(feedback_params, h)` to [batch, *input_shape]. Both are `derived` where they aren't given.
-        affine: whether `project` is affine in both arguments, with all that is constant in parameters named 'bias'.
+        project: `project(feedback_params, h)` to [batch, *input_shape]. Both are `to_be_derived` if they aren't given.
+        affine: whether `project` is affine in both arguments, with all that is constant in parameters named 'bias', and
+            nothing in its input that isn't affine in y, such as slopes to multiply by.
         refreshes: whether a noisy pass is fed back through its own switches; else through those of the clean pass.
         dtype: of the input.
     """
@@ -155,8 +156,8 @@ class Block(NamedTuple):
     output_shape: tuple[int, ...]
     init: Callable[[jax.Array], tuple[Any, Any, Any]]
     forward: Callable[..., tuple[jax.Array, Any, Any]]
-    gate: Callable[[jax.Array, Any], Any] = derived
-    project: Callable[[Any, Any], jax.Array] = derived
+    gate: Callable[[jax.Array, Any], Any] = to_be_derived
+    project: Callable[[Any, Any], jax.Array] = to_be_derived
     affine: bool = False
     refreshes: bool = True
     dtype: Any = float
@@ -170,7 +171,7 @@ def example_of(block: Block, examples: int = 2) -> jax.ShapeDtypeStruct:
 class Pass(NamedTuple):
     """One block on one batch: `output`, `switches`, _ = block.forward(params, `input`)."""
 
-    input: Float[Array, "batch *inputs"]
+    input: Shaped[Array, "batch *inputs"]
     output: Float[Array, "batch *outputs"]
     switches: Any
 

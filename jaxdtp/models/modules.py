@@ -86,11 +86,14 @@ def as_network(model: Any, x: AnyArray, state: Any = None) -> Network:
         state: what it keeps without learning it, such as {"batch_stats": ...}; by block name where there are several.
             Fresh if left out.
     """
-    if state is None and (isinstance(model, Block) or is_network(model)):
-        return (model,) if isinstance(model, Block) else model
-    network = _network_like(model, tuple(x.shape[1:]), jnp.result_type(x)) if _hashable(model) else network_of(model, x)
-    fresh = {block.name: block.init(jax.random.key(0))[2] for block in network}
-    return bind(network, fresh if state is None else by_block(network, state))
+    model = (model,) if isinstance(model, Block) else model
+    if state is None and is_network(model):
+        return model
+    make = _in_fresh_state if state is None else _network_like
+    network = (make if _hashable(model) else make.__wrapped__)(model, tuple(x.shape[1:]), jnp.result_type(x))
+    if state is None:
+        return network
+    return bind(network, {block.name: {} for block in network} | by_block(network, state))
 
 
 def by_block(network: Network, values: Any) -> dict[str, Any]:
@@ -104,6 +107,14 @@ def by_block(network: Network, values: Any) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _network_like(model: Any, shape: tuple[int, ...], dtype: Any) -> Network:
     return network_of(model, jax.ShapeDtypeStruct((2, *shape), dtype))
+
+
+# The same functions each time, for which programs have been compiled.
+@functools.lru_cache(maxsize=64)
+def _in_fresh_state(model: Any, shape: tuple[int, ...], dtype: Any) -> Network:
+    network = network_of(model, jax.ShapeDtypeStruct((2, *shape), dtype))
+    with jax.ensure_compile_time_eval():
+        return bind(network, {block.name: block.init(jax.random.key(0))[2] for block in network})
 
 
 def _hashable(model: Any) -> bool:

@@ -180,10 +180,10 @@ def residual(
             f"input_shape: got {input_shape}; allowed: height and width divisible by {halvings}, since "
             f"{len(blocks) - 1} stages halve them"
         )
-    lowest, *features = itertools.pairwise((input_shape[2], stem, *channels))
-    units = [OwnFeedback(Stem(lowest), MirroredStem(lowest))]
-    for index, count in enumerate(blocks):
-        stage = (features[index], count, 2 if index else 1)
+    steps = list(itertools.pairwise((input_shape[2], stem, *channels)))
+    units = [OwnFeedback(Stem(steps[0]), MirroredStem(steps[0]))]
+    for index, (features, count) in enumerate(zip(steps[1:], blocks, strict=True)):
+        stage = (features, count, 2 if index else 1)
         units.append(OwnFeedback(Stage(*stage), Stage(*stage, mirrored=True)))
     size = [length // halvings for length in input_shape[:2]]
     last = (channels[-1], num_classes)

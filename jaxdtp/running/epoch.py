@@ -172,7 +172,7 @@ def finite(totals: Metrics) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(total) for total in jax.tree.leaves(totals)]), axis=0)
 
 
-def keep_where(healthy: jax.Array, after: Any, before: Any) -> Any:
+def keep_where(healthy: jax.Array | np.ndarray, after: Any, before: Any) -> Any:
     """`after` of the seeds for which `healthy` holds, `before` of the others."""
 
     def choose(new, old):

@@ -220,11 +220,11 @@ def _programs(
         kind = (step, str(shapes))
         if kind not in compiled:
             start = time.perf_counter()
-            ways = (functools.partial(run, step) for run in (one_step, train_steps))
+            one, many = (functools.partial(run, step) for run in (one_step, train_steps))
             what = f"config.batch_size: got {structure.batch_size}"
             if together:
                 what += f" with {len(numbers.by_key['seed'])} seeds together (config.parallel.seeds)"
-            compiled[kind] = _compile(*ways, arguments, what)
+            compiled[kind] = _compile(one, many, arguments, what)
             say(f"{step.__name__} compiled in {time.perf_counter() - start:.1f} s")
         return compiled[kind]
 

@@ -99,8 +99,8 @@ class Going(NamedTuple):
         done: steps of the round.
         broken: whether none of the seeds can go on.
         window: of the examples in use, and the `windows` that follow.
-        advance: `advance(state, totals, window, count)`, up to so many steps from the `done`th on: the state and the
-            totals afterwards, and how many steps there were.
+        advance: `advance(state, totals, window, first, count)`, up to so many steps from the first on: state and totals
+            afterwards, and how many steps there were.
         alone: `alone()`, whether that is to be called only while no other group is.
     """
 

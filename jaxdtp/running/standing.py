@@ -61,8 +61,7 @@ class Standing(NamedTuple):
         )
 
 
-@flax.struct.dataclass
-class Many:
+class Many(flax.struct.PyTreeNode):
     """The arrays of a checkpoint of many seeds, whose axis is the first.
 
     Attributes:
