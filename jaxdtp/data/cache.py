@@ -22,6 +22,7 @@ from jaxdtp.system.places import cache_home, is_local, of_storage, place
 ARRAYS = ("images.npy", "labels.npy")
 INDEX = "index.json"
 BLOCK_BYTES = 2**22  # that a checksum stands for
+MANY = 10_000  # images, whose decoding takes longer than one waits without a word
 UNFINISHED = ".unfinished"
 ABANDONED_SECONDS = 3600.0  # without a write, which takes a running process less than a second
 
@@ -62,7 +63,8 @@ def fetch(
                 _discard(path)
             _remove_abandoned(path)
             if store is None or not _copied(store, path, identity):
-                say(f"{name}: decoding {kind[0][0]} images, once, into {store or path}")
+                if kind[0][0] >= MANY:
+                    say(f"{name}: decoding {kind[0][0]} images, once, into {store or path}")
                 _write(path, lambda unfinished: _decode(unfinished, identity, kind, examples()))
                 if store is not None:
                     _upload(path, store)
