@@ -17,6 +17,7 @@ import pytest
 import stand_in
 
 from jaxdtp import data
+from jaxdtp.data import cache
 from jaxdtp.system.errors import ConfigError
 
 SIZES = {"train": 20, "test": 10}
@@ -108,6 +109,13 @@ def test_cache_of_another_split_is_rebuilt(builder, config, capsys):
         shutil.copytree(directory(config, "test"), train)
 
     check_rebuilt(builder, config, capsys, damage)
+
+
+def test_much_decoding_is_announced(builder, config, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "MANY", 20)
+    for lines in (1, 0):
+        data.load(config, seed=0)
+        assert capsys.readouterr().out.count(": decoding 20 images, once, into ") == lines
 
 
 def check_rebuilt(builder, config, capsys, damage):
