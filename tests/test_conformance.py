@@ -26,7 +26,9 @@ SIZES = {
     "mlp": {"hidden": (7, 6)},
     "lenet": {"channels": (3,), "hidden": (6,)},
     "vgg": {"channels": (3, 4), "hidden": ()},
-    "vit": {"options": {"width": 8, "depth": 1, "patch": 4}},
+    "vit": {"options": {"features": 8, "depth": 1, "patch": 4}},
+    "residual18": {"options": {"blocks": (1, 1), "channels": (4, 6), "stem": 4}},
+    "residual34": {"options": {"blocks": (1, 1), "channels": (4, 6), "stem": 4}},
 }
 OF_BLOCKS = [rule for rule, algorithm in ALGORITHMS.items() if algorithm.target_rule]
 LAYERED = [rule for rule in ALGORITHMS if rule not in OF_BLOCKS]
