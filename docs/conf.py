@@ -52,7 +52,7 @@ COLAB_BADGE = (
 
 def link_to_colab(app, page, source):
     """A badge, where it is known from which repository on GitHub the pages are built."""
-    if page == "start" and on_colab != clone.removesuffix(".git"):
+    if page == "start" and clone.startswith("https://github.com/"):
         source[0] = source[0].replace("open `docs/quickstart.ipynb`", COLAB_BADGE)
 
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,6 +12,7 @@ from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
 from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_size, first_line, select
 from jaxdtp.models import own
+from jaxdtp.models.blocks import AnyArray
 from jaxdtp.system.console import say
 from jaxdtp.system.errors import ConfigError, one_line
 from jaxdtp.system.places import of_storage
@@ -32,8 +32,8 @@ class Examples(NamedTuple):
         labels: int32 [examples].
     """
 
-    images: np.ndarray | jax.Array
-    labels: np.ndarray | jax.Array
+    images: AnyArray
+    labels: AnyArray
 
 
 class Split(NamedTuple):

@@ -87,12 +87,18 @@ def learner(
     if by_layer and feedback_optimizer is not None:
         raise ValueError(f"feedback_optimizer: got one; allowed: None, {rule} has steps of its own")
     beta = (1.0 if by_layer else 0.7) if beta is None else beta
+    count, rate = (1, 0.05 if rule == "weight_mirror" else 1.0) if by_layer else (10, 0.01)
+    values: dict[str, Any] = {
+        "iterations": iterations or count,
+        "noise_scale": noise_scale,
+        "noise_samples": noise_samples,
+        "feedback_rate": feedback_rate or rate,
+        "batch_share": batch_share,
+    }
     layers = LayerTraining()
     if by_layer:
-        of_layers = {"iterations": iterations, "batch_share": batch_share, "feedback_rate": feedback_rate}
-        of_layers |= {"noise_scale": noise_scale, "noise_samples": noise_samples}
-        count, share, rate, *_ = (_single(rule, name, value) for name, value in of_layers.items())
-        layers = LayerTraining(count or 1, share, rate or (0.05 if rule == "weight_mirror" else 1.0))
+        _check_single(rule, values)
+        layers = LayerTraining(values["iterations"], values["batch_share"], values["feedback_rate"])
     networks_by_input: dict = {}
 
     def network_for(x: jax.Array) -> Network:
@@ -110,13 +116,6 @@ def learner(
         ways = _paths(algorithm, network)
         if algorithm.feedback_rule is None:
             return settings._replace(paths=ways)
-        values = {
-            "iterations": iterations or 10,
-            "noise_scale": noise_scale,
-            "noise_samples": noise_samples,
-            "feedback_rate": feedback_rate or 0.01,
-            "batch_share": batch_share,
-        }
         of_blocks = zip(*(_for_each(name, value, ways) for name, value in values.items()), strict=True)
         trainings = tuple(
             FeedbackTraining(
@@ -168,10 +167,12 @@ def _paths(algorithm: Algorithm, network: Network) -> paths.Paths:
     return paths.direct_through_hidden(network, hidden)
 
 
-def _single(rule: str, name: str, value: Any) -> Any:
-    if isinstance(value, tuple):
-        raise ValueError(f"{name}: got {value}; allowed: one number, {rule} trains the feedback of all layers alike")
-    return value
+def _check_single(rule: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            raise ValueError(
+                f"{name}: got {value}; allowed: one number, {rule} trains the feedback of all layers alike"
+            )
 
 
 def _for_each(name: str, value: Any, ways: paths.Paths) -> tuple:

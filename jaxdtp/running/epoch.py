@@ -20,7 +20,7 @@ from jaxdtp.learning.paths import derive
 from jaxdtp.learning.state import Settings, TrainState, bind, init_state
 from jaxdtp.learning.step import Metrics, backprop_gradients, classification_metrics, learn
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import example_of
+from jaxdtp.models.blocks import AnyArray, example_of
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 
 GAUSS_NEWTON_DAMPING = 1e-4  # in units of J J^T
@@ -172,7 +172,7 @@ def finite(totals: Metrics) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(total) for total in jax.tree.leaves(totals)]), axis=0)
 
 
-def keep_where(healthy: jax.Array | np.ndarray, after: Any, before: Any) -> Any:
+def keep_where(healthy: AnyArray, after: Any, before: Any) -> Any:
     """`after` of the seeds for which `healthy` holds, `before` of the others."""
 
     def choose(new, old):

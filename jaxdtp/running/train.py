@@ -19,7 +19,7 @@ from jaxdtp.data import Data, Dataset, load_for_seeds
 from jaxdtp.devices import hosts
 from jaxdtp.devices.hosts import together
 from jaxdtp.devices.parallel import Parallel, device_memory, make_mesh
-from jaxdtp.learning.state import Settings, TrainState, init_state
+from jaxdtp.learning.state import TrainState, init_state
 from jaxdtp.learning.train_feedback import layer_parameters, trained_blocks
 from jaxdtp.models.networks import Network
 from jaxdtp.results import reports, statistics
@@ -133,7 +133,7 @@ def _train(
         say(*about(config, datasets, data, members))
         groups = groups_of(config, datasets, steps, parallel, members)
         kept = "streamed" if groups[0].train.window else "on the devices"
-        say(f"{steps} steps per epoch, images {kept}; {devices(network, settings, parallel)}")
+        say(f"{steps} steps per epoch, images {kept}; {devices(trained_blocks(network, settings), parallel)}")
         layers: frozenset[str] = frozenset()
         if settings.algorithm.paths == "layers":
             layers = layer_parameters(network, states[0])
@@ -213,12 +213,12 @@ def about(config: ConfigDict, datasets: list[Dataset], data: Data, members: tupl
     return lines + ([f"seeds {' | '.join(groups)}"] if groups else [])
 
 
-def devices(network: Network, settings: Settings, parallel: Parallel) -> str:
-    """What a run is divided among, in words."""
+def devices(trained: list[str], parallel: Parallel) -> str:
+    """What a run and the feedback training of these blocks are divided among, in words."""
     mesh, owners = parallel
     words = f"{mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} host(s)"
     groups = [
-        "+".join(name for name, owner in zip(trained_blocks(network, settings), owners, strict=True) if owner == group)
+        "+".join(name for name, owner in zip(trained, owners, strict=True) if owner == group)
         for group in range(mesh.shape["layer"] if owners else 0)
     ]
     return f"{words}, feedback by groups: {' | '.join(groups)}" if groups else words

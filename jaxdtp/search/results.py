@@ -28,8 +28,9 @@ Setting = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 def accuracy(trial: FrozenTrial) -> float:
-    """The validation accuracy of a trial that went to its end; NaN of one without a value."""
-    return math.nan if trial.value is None else trial.value
+    """The validation accuracy of a trial that went to its end."""
+    (value,) = trial.values
+    return value
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:
