@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Integer
 
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import with_feedback
@@ -22,7 +22,7 @@ from jaxdtp.learning.targets import (
 )
 from jaxdtp.learning.train_feedback import train_all_feedback, train_all_layers
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import AnyArray, Pass
+from jaxdtp.models.blocks import AnyArray, Inputs, Pass
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
 
 Metrics = dict
@@ -50,12 +50,7 @@ class Learned(NamedTuple):
 
 
 def train_step(
-    network: Network,
-    settings: Settings,
-    state: TrainState,
-    images: Shaped[AnyArray, "batch *inputs"],
-    labels: Any,
-    key: jax.Array,
+    network: Network, settings: Settings, state: TrainState, images: Inputs, labels: Any, key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """One step on one batch.
 
@@ -128,12 +123,7 @@ def check_batch(network: Network, loss: Loss, images: Any, labels: Any) -> None:
 
 
 def learn(
-    network: Network,
-    settings: Settings,
-    state: TrainState,
-    images: Shaped[AnyArray, "batch *inputs"],
-    labels: Any,
-    key: jax.Array,
+    network: Network, settings: Settings, state: TrainState, images: Inputs, labels: Any, key: jax.Array
 ) -> Learned:
     """What a batch teaches, before any forward weight moves; arguments as in `train_step`."""
     algorithm = settings.algorithm
@@ -152,12 +142,7 @@ def learn(
 
 
 def feedback_step(
-    network: Network,
-    settings: Settings,
-    state: TrainState,
-    images: Shaped[AnyArray, "batch *inputs"],
-    labels: Any,
-    key: jax.Array,
+    network: Network, settings: Settings, state: TrainState, images: Inputs, labels: Any, key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """A step in which only the feedback weights learn; as `train_step`, without what the target rule measures."""
     passes, model = networks.run(bind(network, state, key), state.forward, images)
@@ -175,7 +160,7 @@ def error_gradients(
     settings: Settings,
     forward: NetworkParameters,
     feedback: NetworkParameters,
-    images: Shaped[AnyArray, "batch *inputs"],
+    images: Inputs,
     labels: Any,
 ) -> tuple[NetworkParameters, list[Pass], NetworkState]:
     """Gradients of all parameters from the loss's error, beta dL/ds[N], which goes down through the feedback weights of
@@ -191,7 +176,7 @@ def error_gradients(
         The gradients, the blocks' passes and their state afterwards.
     """
 
-    def run(params: NetworkParameters, x: AnyArray):
+    def run(params: NetworkParameters, x: Inputs):
         passes, model = networks.run(network, params, x)
         return passes[-1].output, (passes, model)
 
@@ -225,11 +210,7 @@ def all_targets(
 
 
 def backprop_gradients(
-    network: Network,
-    params: NetworkParameters,
-    images: Shaped[AnyArray, "batch *inputs"],
-    labels: Any,
-    loss: Loss = cross_entropy,
+    network: Network, params: NetworkParameters, images: Inputs, labels: Any, loss: Loss = cross_entropy
 ) -> NetworkParameters:
     """Gradients of the mean loss by backpropagation, by block name."""
 

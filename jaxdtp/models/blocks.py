@@ -30,6 +30,9 @@ from jaxdtp.models.convolution import conv, conv_transpose
 AnyArray = jax.Array | np.ndarray
 """As users give it."""
 
+Inputs = Shaped[AnyArray, "batch *inputs"]
+"""A network's inputs, of any type."""
+
 Parameters = dict[str, AnyArray]
 
 Number = float | int | jax.Array

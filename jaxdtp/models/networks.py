@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from jaxdtp.models.blocks import ELU, AnyArray, Block, Context, Pass, Units, conv_block, dense_block
+from jaxdtp.models.blocks import ELU, Block, Context, Inputs, Pass, Units, conv_block, dense_block
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
@@ -79,14 +79,12 @@ def bind(network: Network, state: NetworkState, key: jax.Array | None = None) ->
     return tuple(bound(index, block) for index, block in enumerate(network))
 
 
-def forward_passes(network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]) -> list[Pass]:
+def forward_passes(network: Network, params: NetworkParameters, x: Inputs) -> list[Pass]:
     """s[n] = F_n(s[n-1]) for all blocks; s[0] = x, [batch, *network[0].input_shape]; logits are the last output."""
     return run(network, params, x)[0]
 
 
-def run(
-    network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]
-) -> tuple[list[Pass], NetworkState]:
+def run(network: Network, params: NetworkParameters, x: Inputs) -> tuple[list[Pass], NetworkState]:
     """As `forward_passes`, and the state of all blocks afterwards."""
     passes, states, signal = [], {}, jnp.asarray(x)
     for block in network:
@@ -96,9 +94,7 @@ def run(
     return passes, states
 
 
-def logits(
-    network: Network, params: NetworkParameters, x: Shaped[AnyArray, "batch *inputs"]
-) -> Float[Array, "batch *outputs"]:
+def logits(network: Network, params: NetworkParameters, x: Inputs) -> Float[Array, "batch *outputs"]:
     """The network's output on a batch, [batch, classes]."""
     return forward_passes(network, params, x)[-1].output
 
