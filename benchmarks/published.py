@@ -7,6 +7,7 @@ there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
@@ -27,16 +28,33 @@ KEPT = RESULTS / "published"
 RULES = {"ldrl_fast": "fast L-DRL", "bp": "BP"}
 
 
-def run_until(deadline: float, arguments: list[str]) -> int | None:
-    """The exit code of `python ARGUMENTS`; None where the deadline (`time.monotonic`) cuts it short."""
-    print("$ python", *arguments, flush=True)
-    left = None if math.isinf(deadline) else max(1.0, deadline - time.monotonic())
-    try:
-        code = subprocess.run([sys.executable, *arguments], timeout=left).returncode
-    except subprocess.TimeoutExpired:
+def run_until(deadline: float, arguments: list[str], log: Path | None = None) -> int | None:
+    """The exit code of `python ARGUMENTS`; None where the deadline (`time.monotonic`) cuts it short.
+
+    Args:
+        deadline: then it is asked to stop, which saves a run, and is killed if it hasn't half a minute later.
+        arguments: of Python.
+        log: where its output goes, after what is there; None: to the console.
+    """
+    if time.monotonic() > deadline:
         return None
+    print("$ python", *arguments, flush=True)
+    with contextlib.ExitStack() as held:
+        output = held.enter_context(log.open("a")) if log else None
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT if log else None
+        )
+        try:
+            code = process.wait(None if math.isinf(deadline) else deadline - time.monotonic())
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return None
     if code:
-        print(f"exit {code}: it is left out", flush=True)
+        print(f"exit {code}: it is left out{f', see {log}' if log else ''}", flush=True)
     return code
 
 
@@ -48,6 +66,7 @@ def train(
     deadline: float = math.inf,
     *,
     keep: bool = True,
+    log: bool = False,
 ) -> bool:
     """Train a row, or go on with it.
 
@@ -58,12 +77,14 @@ def train(
         options: of the command, besides the row's.
         deadline: of `time.monotonic`, which cuts it short.
         keep: whether the result is recorded.
+        log: whether its output goes to a file beside the run's directory.
 
     Returns:
         Whether it ended, well or badly, before the deadline.
     """
     run, command = workdir / f"{row.name}-{row.rule}", ["-m", "jaxdtp.main", *row.command, *options]
-    code = run_until(deadline, [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"])
+    arguments = [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
+    code = run_until(deadline, arguments, workdir / f"{run.name}.log" if log else None)
     if code == 0 and keep:
         shown = " ".join(["python", *command, "--config.dataset.data_dir=DIR"])
         # In a process of its own: this one must not take a GPU's memory from the next run.

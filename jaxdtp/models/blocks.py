@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from jaxdtp.models import pooling
-from jaxdtp.models.convolution import conv, conv_transpose
+from jaxdtp.models.convolution import conv, conv_transpose, written_once
 
 AnyArray = jax.Array | np.ndarray
 """As users give it."""
@@ -243,7 +243,7 @@ def conv_block(
         return _init_pair(units.initializer, key, kernel_shape, (channels, in_channels), fans, fans)
 
     def forward(params: Parameters, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, jax.Array, dict]:
-        activation = units.activation(_add_bias(conv(x, params["kernel"]), params))
+        activation = units.activation(written_once(_add_bias(conv(x, params["kernel"]), params)))
         return *pooling.max_pool(activation, window, stride, padding), {}
 
     def gate(y: jax.Array, switches: jax.Array) -> jax.Array:

@@ -63,6 +63,21 @@ def conv_transpose(
     return _conv_transpose.bind(y, kernel)
 
 
+@jax.custom_jvp
+def written_once(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x; its tangents and cotangents are computed once and kept, for all that they go into.
+
+    Without it XLA computes the cotangent of a convolution's result within the sum over pixels that is the gradient of
+    the bias, which on an H100 took 0.7 of the 1.2 ms of LeNet's BP step.
+    """
+    return x
+
+
+@written_once.defjvp
+def _written_once_jvp(primals, tangents):
+    return primals[0], jax.lax.optimization_barrier(tangents[0])
+
+
 def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
