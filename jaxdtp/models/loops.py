@@ -14,16 +14,17 @@ from jax.extend import core
 from jaxdtp.models import jaxprs
 
 
+def has_convolutions(jaxpr: core.Jaxpr) -> bool:
+    """Whether XLA's convolutions are in a program, or in the programs within."""
+    return any(
+        equation.primitive.name == "conv_general_dilated" or any(map(has_convolutions, jaxprs.inside(equation)))
+        for equation in jaxpr.eqns
+    )
+
+
 def slow_in_loops(program: core.ClosedJaxpr) -> bool:
     """Whether a program is to be called again and again, rather than put into a loop."""
-
-    def has_plain(jaxpr: core.Jaxpr) -> bool:
-        return any(
-            equation.primitive.name == "conv_general_dilated" or any(map(has_plain, jaxprs.inside(equation)))
-            for equation in jaxpr.eqns
-        )
-
-    return jax.default_backend() == "cpu" and has_plain(program.jaxpr)
+    return jax.default_backend() == "cpu" and has_convolutions(program.jaxpr)
 
 
 def fast_in_loops(f: Callable) -> Callable:

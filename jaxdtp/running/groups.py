@@ -20,7 +20,7 @@ from jaxdtp.devices.parallel import Parallel, divide_seeds, gather_seeds, make_m
 from jaxdtp.learning.state import TrainState
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
-from jaxdtp.models.loops import slow_in_loops
+from jaxdtp.models.loops import has_convolutions
 from jaxdtp.models.networks import Network
 from jaxdtp.running.programs import Numbers, Programs, numbers_of, programs_of
 from jaxdtp.system.errors import ConfigError
@@ -105,9 +105,9 @@ def division(
 
 
 def _slow_together(network: Network, state: TrainState) -> bool:
-    """Whether several seeds should take turns: their forward pass has convolutions with kernels of their own on a CPU,
-    or can't be batched. On maps as small as those of the digits convolutions are faster together, too, which one has to
-    ask for."""
+    """Whether several seeds should take turns: their forward pass has convolutions with kernels of their own, which are
+    slow on CPU and GPU, or can't be batched. On maps as small as those of the digits convolutions are faster together
+    on a CPU, too, which one has to ask for."""
     shapes = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((2, *array.shape), array.dtype), (state.forward, state.model)
     )
@@ -116,7 +116,8 @@ def _slow_together(network: Network, state: TrainState) -> bool:
         return networks.logits(networks.bind(network, model), params, x)
 
     try:
-        return slow_in_loops(jax.make_jaxpr(jax.vmap(run, (0, 0, None)))(*shapes, example_of(network[0], 2)))
+        program = jax.make_jaxpr(jax.vmap(run, (0, 0, None)))(*shapes, example_of(network[0], 2))
+        return jax.default_backend() != "tpu" and has_convolutions(program.jaxpr)
     except Exception:  # a user's operations that can't be batched
         return True
 
