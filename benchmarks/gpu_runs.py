@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in calls of a few minutes each: step times, rows of `benchmarks.tables` in TF32, figures.
+"""Everything that wants a GPU, in calls of a few minutes: step times, rows of `benchmarks.tables` in TF32, figures.
 
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 

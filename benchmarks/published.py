@@ -167,7 +167,7 @@ def table(lines: list[dict]) -> str:
             f"`--rows={line['name']}`",
         ]
         text.append(f"| {' | '.join(cells)} |")
-    for needs_gpu, when in ((False, "Not run yet"), (True, "Not run, for want of a GPU")):
+    for needs_gpu, when in ((False, "Not run yet"), (True, "Not run yet, and too long without a GPU")):
         missing = [line for line in lines if not line["accuracies"] and line["needs_gpu"] == needs_gpu]
         if missing:
             text += ["", f"{when}: " + "; ".join(f"{line['what']}, by `{line['rule']}`" for line in missing) + "."]
@@ -189,11 +189,11 @@ def plot() -> plt.Figure:
             of_epochs = zip(*(result["epochs"] for result in results.values()), strict=True)
             records = [over_seeds(dict(zip(results, of_epoch, strict=True))) for of_epoch in of_epochs]
             look = {"color": f"C{colour}", "markersize": 3, "linewidth": 1, "label": RULES.get(rule, rule)}
-            curve(panel, records, "validation_top1", 100, "o-", **look)
-        panel.set_title(what, fontsize="small")
+            curve(panel, records, "validation_top1", 100, "o-" if len(records) < 20 else "-", **look)
+        panel.set_title(what.removesuffix(", top-5"), fontsize="small")
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.legend(frameon=False, fontsize="small", loc="lower right")
+        panel.legend(frameon=False, fontsize="small")
         style(panel)
     for panel in np.ravel(axes)[len(panels) :]:
         panel.axis("off")

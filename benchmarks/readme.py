@@ -74,6 +74,11 @@ def rules() -> str:
     return "\n".join(["| rule | feedback | paper |", "|---|---|---|", *lines])
 
 
+def milliseconds(seconds: float) -> str:
+    """To three digits."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
 def step_time_table(result: dict) -> str:
     """One result in Markdown: where it comes from, and a row for every step."""
     machine, versions = result["machine"], result["versions"]
@@ -85,7 +90,7 @@ def step_time_table(result: dict) -> str:
         + (f", PyTorch {versions['torch']}" if "torch" in versions else "")
         + f", {result['date']} (`{result['command']}`):",
         "",
-        "| step | seconds, median (min to max) | times BP | images/s | memory, MB | compiled in, s | share of peak |",
+        "| step | milliseconds, median (min to max) | times BP | images/s | memory, MB | compiled, s | share of peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
@@ -93,7 +98,8 @@ def step_time_table(result: dict) -> str:
         memory, operations = row["peak_memory_bytes"], row["operations"]
         lines.append(
             f"| {NAMES[row['name']]} "
-            f"| {row['seconds_median']:.4f} ({row['seconds_min']:.4f} to {row['seconds_max']:.4f}) "
+            f"| {milliseconds(row['seconds_median'])} "
+            f"({milliseconds(row['seconds_min'])} to {milliseconds(row['seconds_max'])}) "
             f"| {row['seconds_median'] / median[f'{library}_bp']:.2f} "
             f"| {row['images_per_second']:.0f} "
             f"| {'' if memory is None else format(memory / 1e6, '.0f')} "
