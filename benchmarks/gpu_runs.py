@@ -31,7 +31,7 @@ STEP_TIMES = [
     ["--network=lenet", "--batch=256", "--precision=tensorfloat32"],
 ]
 SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]
-FIGURES = ["feedback_training", "update_angles"]
+FIGURES = ["feedback_training"]
 
 
 def once(workdir: Path, name: str, command: list[str], deadline: float) -> bool:

@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,18 +26,31 @@ def record(workdir: Path, name: str, command: str, plots: list[str]) -> Path:
     if (workdir / "trials.json").exists():
         result = {"trials": json.loads((workdir / "trials.json").read_text())["trials"]}
     else:
-        result = {
-            "summary": json.loads((workdir / "summary.json").read_text()),
-            "config": json.loads((workdir / "config.json").read_text()),
-            "epochs": [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
-        }
-    result = origin(command) | result
+        parts = {part: json.loads((workdir / f"{part}.json").read_text()) for part in ("summary", "config")}
+        epochs = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        result = parts | {"epochs": [rounded(epoch) for epoch in epochs]}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(in_lines(origin(command) | result))
     for plot in plots:
         shutil.copy(workdir / "plots" / f"{plot}.png", RESULTS / f"{name}-{plot}.png")
     return path
+
+
+def rounded(value: Any) -> Any:
+    """What is measured in an epoch, to six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(of_key) for key, of_key in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def in_lines(result: dict) -> str:
+    """A result as JSON, with a line for each epoch."""
+    head = json.dumps({key: value for key, value in result.items() if key != "epochs"}, indent=1)
+    if "epochs" not in result:
+        return f"{head}\n"
+    epochs = ",\n  ".join(json.dumps(epoch) for epoch in result["epochs"])
+    return f'{head[:-2]},\n "epochs": [\n  {epochs}\n ]\n}}\n'
 
 
 def origin(command: str) -> dict:
