@@ -92,15 +92,6 @@ ROWS = [
     ),
     *_rows(
         LDRL,
-        "LeNet, MNIST, 3 epochs",
-        "lenet_mnist_short",
-        "mnist_lenet_fast",
-        {"ldrl_fast": 0.989, "bp": 0.989},
-        *_cosine(3),
-        seeds=3,
-    ),
-    *_rows(
-        LDRL,
         "LeNet, Fashion-MNIST",
         "lenet_fashion_mnist",
         "fashion_mnist_lenet_fast",
@@ -115,15 +106,6 @@ ROWS = [
         "cifar10_lenet_fast",
         {"ldrl_fast": 0.853, "bp": 0.863},
         ANGLES,
-    ),
-    *_rows(
-        LDRL,
-        "LeNet, CIFAR-10 (JPEG copy), 12 epochs",
-        "lenet_cifar10_short",
-        "cifar10_lenet_fast",
-        {"ldrl_fast": 0.853, "bp": 0.863},
-        *_cosine(12),
-        seeds=2,
     ),
     *_rows(
         LDRL,
