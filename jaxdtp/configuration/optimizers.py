@@ -78,4 +78,4 @@ def schedule(forward: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     by_epoch = SCHEDULES[forward.schedule](forward)
     # A quotient of two int32 would be a float32, in float64 too.
     warmup = jnp.maximum(1.0, jnp.asarray(forward.warmup_steps, float))
-    return lambda count: by_epoch(count // steps_per_epoch) * jnp.minimum(1.0, (count + 1) / warmup)
+    return lambda count: by_epoch(count // steps_per_epoch) * jnp.minimum(1.0, jnp.asarray(count + 1, float) / warmup)
