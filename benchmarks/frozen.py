@@ -135,8 +135,8 @@ def train(
 def train_layers(
     algorithm: str, setting: Setting, start: Start
 ) -> tuple[NetworkParameters, NetworkParameters, dict[str, dict[str, list[float]]]]:
-    """The same of a rule with feedback weights beside layers, all blocks at once, from the same weights and with the
-    settings of configs/cifar10_lenet_fast.py.
+    """The same of a rule with feedback weights beside layers, all blocks at once, from the same weights; its settings,
+    but for the forward learning rate, are those of configs/cifar10_lenet_fast.py.
 
     Where feedback isn't trained but shares the forward weights' updates (`kp`), these learn, too.
 
@@ -145,8 +145,8 @@ def train_layers(
     """
     network, config = build_network(), cifar10_lenet_fast.get_config()
     config.algorithm, config.batch_size = algorithm, setting.batch_size
-    config.forward.learning_rate = setting.forward_rate
-    settings = build_settings(resolve(config), network, steps_per_epoch=len(start.labels))
+    config.forward.schedule, config.forward.learning_rate = "constant", setting.forward_rate
+    settings = build_settings(resolve(config), network, steps_per_epoch=1)
     # The first block's feedback weights carry nothing.
     feedback = {network[0].name: start.forward[network[0].name]} | start.feedback
     optimizer = settings.forward_optimizer.init(start.forward)

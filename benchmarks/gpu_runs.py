@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 
-Step times come first, alone, then what takes too long on a CPU, as many runs at a time as --at_once says: networks of
-this size leave most of a GPU idle. What is finished is skipped, and a run that the last call cut short goes on from its
-checkpoint: call it until it says that everything is done. Results are kept in benchmarks/results/ and, where --out is
-given, in OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
+Step times come first, alone, then what takes too long on a CPU, as many runs at a time as --at_once says: while one
+starts and compiles, the GPU does the others' steps. What is finished is skipped, and a run that the last call cut short
+goes on from its checkpoint: call it until it says that everything is done. Results are kept in benchmarks/results/ and,
+where --out is given, in OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
 """
 
 import argparse
@@ -31,7 +31,6 @@ STEP_TIMES = [
     ["--network=lenet", "--batch=256", "--precision=tensorfloat32"],
 ]
 SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]
-FIGURES = ["feedback_training"]
 
 
 def once(workdir: Path, name: str, command: list[str], deadline: float) -> bool:
@@ -54,8 +53,8 @@ def measurements(arguments: argparse.Namespace, deadline: float) -> list[Callabl
 
 
 def trainings(arguments: argparse.Namespace, deadline: float) -> list[Callable[[], bool]]:
-    """The rows that are missing, in the order in which they are asked for, else those first that need a GPU; figures
-    after all rows."""
+    """The rows that are missing, in the order in which they are asked for, else those first that need a GPU; after all
+    rows the alignment figures."""
     workdir, small, data_dir = arguments.workdir, arguments.small, arguments.data_dir
     options = TRAINING + (SMALL_TRAINING if small else ())
     wanted = arguments.rows.split(",") if arguments.rows else []
@@ -68,9 +67,10 @@ def trainings(arguments: argparse.Namespace, deadline: float) -> list[Callable[[
         for row in rows
         if len(published.kept(row)[0]) < row.seeds
     ]
-    figures = [] if small or wanted else FIGURES
-    commands = {name: ["-m", f"benchmarks.{name}", f"--data_dir={data_dir}"] for name in figures}
-    return tasks + [partial(once, workdir, name, command, deadline) for name, command in commands.items()]
+    if small or wanted:
+        return tasks
+    figures = ["-m", "benchmarks.feedback_training", f"--data_dir={data_dir}"]
+    return [*tasks, partial(once, workdir, "feedback_training", figures, deadline)]
 
 
 def work(deadline: float, arguments: argparse.Namespace) -> bool:

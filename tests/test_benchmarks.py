@@ -1,12 +1,14 @@
 """The benchmarks' own arithmetic, and the format of what they write."""
 
 import json
+import math
 import sys
+import time
 
 import jax
 import pytest
 
-from benchmarks import compare, scaling, step_time, steps, timing
+from benchmarks import compare, published, record, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.models import networks
@@ -25,6 +27,30 @@ class Small:
         config = self.module.get_config()
         config.network.update(self.sizes)
         return config
+
+
+def test_a_command_is_stopped_at_its_deadline_as_by_a_user(tmp_path):
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def stop(*_):\n    print('saved', flush=True)\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('begun', flush=True)\ntime.sleep(60 if sys.argv[1:] else 0)\n"
+    )
+    begun = time.monotonic()
+    assert published.run_until(begun + 5, [str(script), "long"], log) is None
+    assert time.monotonic() - begun < 30
+    assert log.read_text().split() == ["begun", "saved"]
+    assert published.run_until(math.inf, [str(script)], log) == 0
+    assert published.run_until(time.monotonic() - 1, [str(script)], log) is None
+    assert log.read_text().split() == ["begun", "saved", "begun"]
+
+
+def test_a_kept_run_is_json_with_a_line_for_each_epoch():
+    epochs = [{"epoch": n, "seeds": {"0": {"loss": 1 / 3 + n}}, "diverged": None} for n in (1, 2)]
+    result = {"command": "python", "epochs": [record.rounded(epoch) for epoch in epochs]}
+    text = record.in_lines(result)
+    assert json.loads(text) == result
+    assert [line for line in text.splitlines() if '"loss": 1.33333}' in line] == [text.splitlines()[3]]
 
 
 @pytest.mark.slow

@@ -13,11 +13,15 @@ from commands import ROOT, TIMINGS, run, run_process, short_config, start
 
 import jaxdtp
 from jaxdtp import main
+from jaxdtp.configuration.config import resolve
+from jaxdtp.data import load_for_seeds
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
 from jaxdtp.learning.targets import plain_target
 from jaxdtp.results import statistics
 from jaxdtp.running import rounds
+from jaxdtp.running.groups import division
 from jaxdtp.running.rounds import DivergedError
+from jaxdtp.running.train import start as start_states
 from jaxdtp.search.__main__ import main as search
 from jaxdtp.system.signals import StoppedError
 
@@ -28,6 +32,23 @@ def test_programs_that_call_lapack_dont_wait_for_each_other(tmp_path):
     options = ("--config.algorithm=bp", "--config.num_epochs=2", "--config.seeds=2", f"--workdir={tmp_path}")
     done = run_process("digits_mlp", module, *options)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "network", "groups"),
+    [
+        ("gpu", {}, ((0, 1, 2),)),
+        ("gpu", {"network__name": "lenet", "network__channels": (4,), "network__hidden": (12,)}, ((0,), (1,), (2,))),
+        ("gpu", {"network__module": "tests/models.py:DenseNet"}, ((0,), (1,), (2,))),
+        ("tpu", {"network__name": "lenet", "network__channels": (4,), "network__hidden": (12,)}, ((0, 1, 2),)),
+    ],
+)
+def test_seeds_of_convolutional_networks_take_turns_on_a_gpu(backend, network, groups, monkeypatch):
+    config = resolve(short_config("bp", 1, seeds=3, **network))
+    datasets = load_for_seeds(config.dataset, config.seeds)
+    made, states = start_states(config, datasets[0], steps=2)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert division(config, datasets, made, states[0]) == groups
 
 
 def without_timings(record):
