@@ -88,7 +88,8 @@ def plot_angles(angles: dict[str, list], title: str) -> plt.Figure:
     for index, (kind, of_seeds) in enumerate(angles.items()):
         values = np.array([[of_one[block] for block in blocks] for of_one in of_seeds])
         positions = np.arange(len(blocks)) + (index - (len(angles) - 1) / 2) * width
-        axes.bar(positions, values.mean(axis=0), width, yerr=values.std(axis=0), capsize=2, label=kind)
+        label = kind if np.isfinite(values).all() else f"{kind}: diverged"
+        axes.bar(positions, values.mean(axis=0), width, yerr=values.std(axis=0), capsize=2, label=label)
     axes.set_xticks(np.arange(len(blocks)), blocks)
     axes.set(ylabel="angle of update to\nbackpropagation gradient (degrees)", ylim=(0, 100))
     axes.axhline(90, color="grey", linewidth=0.8, linestyle=":")

@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # a user starts it (`commands.run_process`, several hosts, the notebook) is compiled as for a user.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
@@ -20,6 +21,10 @@ SHAPED = [
     if "from jaxtyping import" in file.read_text()
 ]
 install_import_hook(SHAPED, "beartype.beartype")
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # So that its assertions tell what they compared, too.
 pytest.register_assert_rewrite("commands")

@@ -51,7 +51,6 @@ NAMES = {
 FUZZ = settings(
     derandomize=True,
     database=None,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

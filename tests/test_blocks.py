@@ -40,7 +40,7 @@ def unpool_by_loop(y, switches, size, window, stride, padding, shared):
     geometry=GEOMETRIES,
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_unpool_writes_to_the_switches(x, geometry, seed):
     pool = jax.jit(max_pool, static_argnums=(1, 2, 3))
     y, switches = (array[0, ..., 0] for array in pool(x[None, ..., None], *geometry))
@@ -187,7 +187,7 @@ def test_matched_activation_has_the_forward_slope(a):
 
 
 @given(seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_matched_feedback_with_transposed_weights_is_the_transposed_jacobian(seed):
     """J_G = J_F^T exactly, in all of ELU's range, which ELU feedback can't reach."""
     network = networks.mlp((6,), 5, hidden=(7, 4), units=Units(feedback_activation=matched_elu))

@@ -82,7 +82,7 @@ def test_examples_are_those_that_were_prepared(config):
         np.testing.assert_array_equal(examples.labels, [TRAIN[row][1] for row in split.rows])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(positions=st.lists(st.integers(0, 14), max_size=40))
 def test_examples_are_read_by_their_positions(prepared, positions):
     train = data.load(stand_in.config("tiny", prepared), seed=0).train
@@ -245,7 +245,7 @@ def test_fewer_records_than_announced_are_noticed(config, files):
     refusal(lambda: data.load(config, seed=0), "example 20 of the train split", "can't be decoded (")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_never_changes_the_data(prepared, tmp_path_factory, place, bit):
     """Where a bit of a record file is flipped, loading fails, or gives what it would have given."""

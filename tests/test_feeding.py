@@ -22,7 +22,7 @@ IMAGES = stand_in.images(np.arange(STORED), (4, 3, 2))
 LABELS = np.arange(STORED, dtype=np.int32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.integers(0, STORED - 1), min_size=1, max_size=40),
     batch_size=st.integers(1, 9),

@@ -243,7 +243,7 @@ def test_arrays_without_labels_are_not_for_testing(tmp_path):
     assert len(data.load(group("npz", tmp_path / "mine.npz"), seed=0).test.rows) == 7
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.sampled_from(["validation", "test"]))
 def test_what_is_named_elsewhere_is_no_training_data(first, second, seed, role):
     low, high = sorted((first, second))
@@ -328,7 +328,7 @@ def test_images_keep_their_type():
         np.testing.assert_allclose(pixels, expected, atol=1e-3 if dtype == np.float16 else 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([np.uint8, np.uint16, np.float32]),
     st.tuples(*[st.integers(1, 12)] * 2),
@@ -524,7 +524,7 @@ def test_training_and_evaluation_from_python(tmp_path):
         jaxdtp.train_and_evaluate(config, tmp_path, data=(IMAGES, LABELS[::-1]))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size=st.one_of(st.integers(1, 9), st.tuples(st.integers(1, 9)), st.tuples(st.integers(1, 9), st.integers(1, 9))),
 )

@@ -120,7 +120,7 @@ def forward_as_feedback(forward, params):
     beta=st.floats(1e-3, 0.5),
     seed=st.integers(0, 999),
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_symmetric_feedback_gives_backprop_gradients(hidden, inputs, classes, beta, seed):
     """With transposed weights, and all units in ELU's linear part, where its slope is 1 both ways, the DTP update
     divided by beta is the BP gradient."""
