@@ -5,7 +5,8 @@
 Writes benchmarks/results/feedback_training[_quick].json and .png, angle and distance of feedback to transposed forward
 weights over iterations, and update_angles[_quick].png, the angle of each block's update to the backpropagation gradient
 afterwards. L-DRL and DTP train the feedback of blocks, fast L-DRL (by its probes alone) and the weight mirror that of
-layers. The rule of Kolen and Pollack needs forward weights that learn on the batch, too, and ends where it diverges.
+layers. The rule of Kolen and Pollack needs forward weights that learn on the batch, too; where it diverges, or its updates
+become zero, there is no angle.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def plot_angles(angles: dict[str, list], title: str) -> plt.Figure:
     for index, (kind, of_seeds) in enumerate(angles.items()):
         values = np.array([[of_one[block] for block in blocks] for of_one in of_seeds])
         positions = np.arange(len(blocks)) + (index - (len(angles) - 1) / 2) * width
-        label = kind if np.isfinite(values).all() else f"{kind}: diverged"
+        label = kind if np.isfinite(values).all() else f"{kind}: none"
         axes.bar(positions, values.mean(axis=0), width, yerr=values.std(axis=0), capsize=2, label=label)
     axes.set_xticks(np.arange(len(blocks)), blocks)
     axes.set(ylabel="angle of update to\nbackpropagation gradient (degrees)", ylim=(0, 100))
