@@ -5,8 +5,8 @@
 Writes benchmarks/results/feedback_training[_quick].json and .png, angle and distance of feedback to transposed forward
 weights over iterations, and update_angles[_quick].png, the angle of each block's update to the backpropagation gradient
 afterwards. L-DRL and DTP train the feedback of blocks, fast L-DRL (by its probes alone) and the weight mirror that of
-layers. The rule of Kolen and Pollack needs forward weights that learn on the batch, too; where it diverges, or its updates
-become zero, there is no angle.
+layers. The rule of Kolen and Pollack needs forward weights that learn on the batch, too; where it diverges, or its
+updates become zero, there is no angle.
 """
 
 import argparse

@@ -37,8 +37,8 @@ class Setting(NamedTuple):
         seeds: how many; each has its own batch, weights and noise.
         momentum: of SGD.
         beta: step size of the output target.
-        forward_rate: where forward weights learn, too. On one batch and from random feedback weights `kp` is easily lost:
-            at 0.05 it diverged after 40 steps, at 0.002 in one of two seeds after 400.
+        forward_rate: where forward weights learn, too. On one batch and from random feedback weights `kp` is easily
+            lost: at 0.05 it diverged after 40 steps, at 0.002 in one of two seeds after 400.
     """
 
     batch_size: int = 256
