@@ -34,7 +34,7 @@ SMALL_STEP_TIMES = [["--network=lenet", "--batch=2", "--repeats=1"]]
 
 
 def once(workdir: Path, name: str, command: list[str], deadline: float) -> bool:
-    """Run `python COMMAND` unless it has been done; whether it ended before the deadline."""
+    """Run `python COMMAND` unless it has been done; whether it ended well, before the deadline."""
     done = workdir / f"{name}.done"
     if not done.exists() and published.run_until(deadline, command, workdir / f"{name}.log") == 0:
         done.touch()

@@ -80,7 +80,7 @@ def train(
         log: whether its output goes to a file beside the run's directory.
 
     Returns:
-        Whether it ended, well or badly, before the deadline.
+        Whether it ended well, before the deadline.
     """
     run, command = workdir / f"{row.name}-{row.rule}", ["-m", "jaxdtp.main", *row.command, *options]
     arguments = [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
@@ -90,7 +90,7 @@ def train(
         # In a process of its own: this one must not take a GPU's memory from the next run.
         record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{row.name}-{row.rule}", shown]
         subprocess.run(record, check=True)
-    return code is not None
+    return code == 0
 
 
 def kept(row: Row) -> tuple[dict[int, dict], list[str]]:

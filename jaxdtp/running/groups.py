@@ -1,7 +1,8 @@
 """The seeds of a run, in groups: each group's steps are done by one call.
 
 Seeds of one group share programs with one more axis: where launches cost more than operations, on GPU and TPU, that are
-all seeds. Small operations use one core of a CPU, so there are as many groups there as cores, each with a thread.
+all seeds, unless they have convolutions on a GPU. Small operations use one core of a CPU, so there are as many groups
+there as cores, each with a thread.
 """
 
 import os
