@@ -2,8 +2,9 @@
 
     python -m benchmarks.feedback_training [--quick] [--seeds=1] [--data_dir=DIR]
 
-Writes benchmarks/results/feedback_training[_quick].json and .png, angle and distance of feedback to transposed forward
-weights over iterations, and update_angles[_quick].png, the angle of each block's update to the backpropagation gradient
+The same command goes on where it was stopped, after the last kind of feedback weights that was done. Writes
+benchmarks/results/feedback_training[_quick].json and .png, angle and distance of feedback to transposed forward weights
+over iterations, and update_angles[_quick].png, the angle of each block's update to the backpropagation gradient
 afterwards. L-DRL and DTP train the feedback of blocks, fast L-DRL (by its probes alone) and the weight mirror that of
 layers. The rule of Kolen and Pollack needs forward weights that learn on the batch, too; where it diverges, or its
 updates become zero, there is no angle.
@@ -35,27 +36,27 @@ def by_layers(network: frozen.Network) -> frozen.Network:
     return tuple(block._replace(gate=to_be_derived, project=to_be_derived) for block in network)
 
 
-def of_seed(setting: frozen.Setting, start: frozen.Start) -> tuple[dict, dict]:
-    """What one seed shows: by rule the curves of `frozen.train`, and by kind of feedback weights the angle of each
-    block's update in degrees."""
+KINDS = ["random", *BLOCKS, *SYMMETRIC, *LAYERS]
 
-    def angles(network, target_rule, forward, feedback):
-        found = gradient_matching(network, target_rule, forward, feedback, start.images, start.labels, setting.beta)
-        return {name: float(match["kernel"].angle) for name, match in found.items()}
 
-    network, curves = frozen.build_network(), {}
-    degrees = {"random": angles(network, difference_target, start.forward, start.feedback)}
-    for kind, (algorithm, activation) in BLOCKS.items():
-        own = frozen.build_network(activation)
-        feedback, curves[kind] = frozen.train(own, ALGORITHMS[algorithm].feedback_rule, setting, start)
-        degrees[kind] = angles(own, difference_target, start.forward, feedback)
-    for kind, activation in SYMMETRIC.items():
+def of_kind(kind: str, setting: frozen.Setting, start: frozen.Start) -> dict:
+    """What one seed shows of a kind of feedback weights: 'angles' of each block's update in degrees and, where feedback
+    is trained, 'curves' as from `frozen.train`."""
+    network, target_rule, curves = frozen.build_network(), difference_target, None
+    forward, feedback = start.forward, start.feedback
+    if kind in BLOCKS:
+        algorithm, activation = BLOCKS[kind]
+        network = frozen.build_network(activation)
+        feedback, curves = frozen.train(network, ALGORITHMS[algorithm].feedback_rule, setting, start)
+    elif kind in SYMMETRIC:
+        network = frozen.build_network(SYMMETRIC[kind])
         feedback = {name: start.forward[name] for name in start.feedback}
-        degrees[kind] = angles(frozen.build_network(activation), difference_target, start.forward, feedback)
-    for kind, algorithm in LAYERS.items():
-        forward, feedback, curves[kind] = frozen.train_layers(algorithm, setting, start)
-        degrees[kind] = angles(by_layers(network), None, forward, feedback)
-    return curves, degrees
+    elif kind in LAYERS:
+        network, target_rule = by_layers(network), None
+        forward, feedback, curves = frozen.train_layers(LAYERS[kind], setting, start)
+    found = gradient_matching(network, target_rule, forward, feedback, start.images, start.labels, setting.beta)
+    angles = {name: float(match["kernel"].angle) for name, match in found.items()}
+    return {"angles": angles} | ({"curves": curves} if curves else {})
 
 
 def plot_curves(curves: dict[str, list], setting: frozen.Setting, title: str) -> plt.Figure:
@@ -100,11 +101,10 @@ def plot_angles(angles: dict[str, list], title: str) -> plt.Figure:
     return figure
 
 
-def keep(path: Path, setting: frozen.Setting, quick: bool, found: list[tuple[dict, dict]]) -> None:
+def keep(path: Path, setting: frozen.Setting, quick: bool, found: list[dict[str, dict]]) -> None:
     """Write the result of the seeds that are done, and both figures."""
-    curves, angles = (
-        {kind: [of_one[kind] for of_one in part] for kind in part[0]} for part in zip(*found, strict=True)
-    )
+    angles = {kind: [of_one[kind]["angles"] for of_one in found] for kind in KINDS}
+    curves = {kind: [of_one[kind]["curves"] for of_one in found] for kind in KINDS if "curves" in found[0][kind]}
     setting = setting._replace(seeds=len(found))
     options = (["--quick"] if quick else []) + [f"--seeds={len(found)}", "--data_dir=DIR"]
     result = origin(" ".join(["python -m benchmarks.feedback_training", *options]))
@@ -118,23 +118,28 @@ def keep(path: Path, setting: frozen.Setting, quick: bool, found: list[tuple[dic
 
 
 def main() -> None:
-    """Train, measure, and write after each seed."""
+    """Train and measure what isn't done yet, and write after each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="minutes on 2 cores, not the published setting")
     parser.add_argument("--seeds", type=int, help="how many, from 0 on (default: the setting's)")
     parser.add_argument("--data_dir", default="", help="of TFDS; empty: its own default")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/feedback_training"), help="of what is done")
     arguments = parser.parse_args()
     setting = frozen.QUICK if arguments.quick else frozen.PUBLISHED
     setting = setting._replace(seeds=arguments.seeds or setting.seeds)
-    path = RESULTS / ("feedback_training" + ("_quick" if arguments.quick else ""))
+    quick = "_quick" if arguments.quick else ""
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
     found = []
     for seed, start in enumerate(frozen.starts(setting, arguments.data_dir)):
-        found.append(of_seed(setting, start))
-        for kind, degrees in found[-1][1].items():
-            shown = ", ".join(f"{name} {angle:.1f}" for name, angle in degrees.items())
+        found.append({})
+        for kind in KINDS:
+            part = arguments.workdir / f"seed{seed}{quick}-{kind}.json".replace(" ", "_")
+            if not part.exists():
+                part.write_text(json.dumps(of_kind(kind, setting, start)))
+            found[-1][kind] = json.loads(part.read_text())
+            shown = ", ".join(f"{name} {angle:.1f}" for name, angle in found[-1][kind]["angles"].items())
             print(f"seed {seed}, {kind}: degrees of updates: {shown}", flush=True)
-        keep(path, setting, arguments.quick, found)
-    print(f"wrote {path}.json and .png, and update_angles{'_quick' if arguments.quick else ''}.png")
+        keep(RESULTS / f"feedback_training{quick}", setting, arguments.quick, found)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def trainings(arguments: argparse.Namespace, deadline: float) -> list[Callable[[
     ]
     if small or wanted:
         return tasks
-    figures = ["-m", "benchmarks.feedback_training", f"--data_dir={data_dir}"]
+    figures = ["-m", "benchmarks.feedback_training", f"--data_dir={data_dir}", f"--workdir={workdir}"]
     return [*tasks, partial(once, workdir, "feedback_training", figures, deadline)]
 
 

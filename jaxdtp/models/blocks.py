@@ -111,7 +111,7 @@ class Units(NamedTuple):
     """What all blocks of a network have in common.
 
     Attributes:
-        activation: forward; not of the last block of a network.
+        activation: forward, monotone; not of the last block of a network.
         feedback_activation: of `Block.gate`, and 0 at 0; the published L-DRL runs have ELU.
         squash: activation of the feedback map's result (Meulemans et al. 2020); None: none.
         initializer: one of `INITIALIZERS`, of forward and feedback parameters.
@@ -243,8 +243,11 @@ def conv_block(
         return _init_pair(units.initializer, key, kernel_shape, (channels, in_channels), fans, fans)
 
     def forward(params: Parameters, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, jax.Array, dict]:
-        activation = units.activation(written_once(_add_bias(conv(x, params["kernel"]), params)))
-        return *pooling.max_pool(activation, window, stride, padding), {}
+        # Activations are monotone, so they may come last, where there are fewer pixels.
+        maxima, switches = pooling.max_pool(
+            written_once(_add_bias(conv(x, params["kernel"]), params)), window, stride, padding
+        )
+        return units.activation(maxima), switches, {}
 
     def gate(y: jax.Array, switches: jax.Array) -> jax.Array:
         # Activations are 0 at 0, so they may come first, where there are fewer pixels.

@@ -12,11 +12,14 @@ here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in
 - JAX's transpose of a convolution: 20 to 40; the convolution with a flipped kernel: 100 to 200;
 - the gradient of the kernel: 1 to 2; one matrix product for each kernel position (tap): 110 to 140;
 - a 3x3 convolution of maps of 2x2 pixels: 3 to 5; the sum over taps: 140;
-- a 5x5 convolution of an image of 3 channels: 16 to 22; one product of patches and kernel: 90.
+- a 5x5 convolution of an image of 3 channels: 16 to 22; one product of windows and kernel: 50, on slower cores.
 
-Where channels are many, Winograd's algorithm does with a quarter of the multiplications: 3x3 convolutions with 128 to
-256 channels take 8 and 3 ms instead of 13 and 6 (batch 32, maps of 16 and 8 pixels), their kernel gradients 8, 3 and 2
-instead of 22, 8 and 5 (of 4 pixels too). There, and of 2 pixels, convolutions do without the products with padding.
+From 32 channels on, Winograd's algorithm does with a quarter of the multiplications of a 3x3 kernel, or a sixth of
+those of a 5x5 kernel. On cores where a matrix product reaches 134 GFLOP/s, and with the operations of the definition, it
+comes to 132, 164 and 94 for LeNet's second convolution (5x5, 32 to 64 channels, batch 32), its transpose and its kernel
+gradient, where the convolutions above come to 55, 54 and 31; for a 3x3 one of 128 channels on maps of 16 pixels to 127,
+125 and 157 instead of 96, 85 and 60. Its transforms are sums of a few arrays: as matrix products they cost more than
+the products between them. On maps of 4 and 2 pixels convolutions do without the products with padding.
 """
 
 import functools
@@ -31,6 +34,9 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jaxtyping import Array, Float
+
+TILE = 4
+"""Pixels along each axis of what Winograd's algorithm computes at a time."""
 
 
 def conv(
@@ -102,15 +108,15 @@ def _cpu_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if _suits_taps(x, kernel.shape):
         return _sum_over_taps(x, _split_taps(kernel))
     if _suits_winograd(x, kernel.shape):
-        return _winograd(False, x, kernel, _fastest_products(kernel))
-    return _product_of_patches(x, kernel) if _channels_are_few(x) else _plain_conv(x, kernel)
+        return _winograd(False, x, kernel)
+    return _product_of_windows(x, kernel) if _suits_windows(x, kernel.shape) else _plain_conv(x, kernel)
 
 
 def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
     if _suits_taps(y, kernel.shape):
         return _sum_over_taps(y, [tap.T for tap in reversed(_split_taps(kernel))])
     if _suits_winograd(y, kernel.shape):
-        return _winograd(True, y, kernel, _fastest_products(kernel))
+        return _winograd(True, y, kernel)
     return _plain_conv(y, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
@@ -119,10 +125,10 @@ def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool)
     # Faster than taps also on maps of 4x4 pixels, where the convolution is not.
     if _suits_winograd(x, kernel.shape):
         seen, written = (y, x) if transpose else (x, y)
-        convolve = lambda kernel: _winograd(transpose, seen, kernel, jnp.matmul)  # noqa: E731
+        convolve = lambda kernel: _winograd(transpose, seen, kernel)  # noqa: E731
         return jax.linear_transpose(convolve, kernel)(written)[0]
-    if _channels_are_few(x):
-        return jax.linear_transpose(lambda kernel: _product_of_patches(x, kernel), kernel)(y)[0]
+    if _suits_windows(x, kernel.shape):
+        return jax.linear_transpose(lambda kernel: _product_of_windows(x, kernel), kernel)(y)[0]
     # Not the transpose of the sum over taps, which would transpose each product again.
     taps = [
         _as_matrix(x[:, rows.seen, columns.seen]).T @ _as_matrix(y[:, rows.written, columns.written])
@@ -136,8 +142,8 @@ def _suits_taps(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
     return max(x.shape[1:3]) <= (4 if _suits_winograd(x, kernel_shape) else 2)
 
 
-def _channels_are_few(x: jax.Array) -> bool:
-    return x.shape[-1] <= 4
+def _suits_windows(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
+    return x.shape[-1] <= 4 and kernel_shape[0] > 1
 
 
 def _as_matrix(x: jax.Array) -> jax.Array:
@@ -145,18 +151,18 @@ def _as_matrix(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _pad(x: jax.Array, size: int) -> jax.Array:
-    margin = size // 2
-    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-
-
-def _product_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """One matrix product of all that the kernel sees at each position."""
-    _, height, width, _ = x.shape
-    padded = _pad(x, kernel.shape[0])
-    shifts = itertools.product(range(kernel.shape[0]), repeat=2)
-    patches = jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in shifts], -1)
-    return (_as_matrix(patches) @ _as_matrix(kernel)).reshape(*x.shape[:3], kernel.shape[-1])
+def _product_of_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product for the outputs of `size - 1` neighbouring columns at once: where channels are few, what one
+    output sees in a row is too short to be copied fast, and so is what they all see. Zeros in the kernel cost less."""
+    batch, height, width, channels = x.shape
+    size, margin, step = kernel.shape[0], kernel.shape[0] // 2, kernel.shape[0] - 1
+    cells = -(-width // step)
+    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin + cells * step - width), (0, 0)))
+    rows = padded.reshape(batch, height + step, cells + 1, step * channels)
+    windows = [rows[:, i : i + height, j : j + cells] for i, j in itertools.product(range(size), range(2))]
+    kernels = [jnp.pad(kernel, ((0, 0), (j, step - 1 - j), (0, 0), (0, 0))) for j in range(step)]
+    products = _as_matrix(jnp.concatenate(windows, -1)) @ jnp.stack(kernels, 3).reshape(-1, step * kernel.shape[-1])
+    return products.reshape(batch, height, cells * step, -1)[:, :, :width]
 
 
 def _split_taps(kernel: jax.Array) -> list[jax.Array]:
@@ -197,71 +203,68 @@ def _spans(x: jax.Array, size: int) -> list[tuple[_Span, _Span]]:
 
 
 def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
-    size, fewest_channels = kernel_shape[0], min(kernel_shape[2:])
-    if size not in (3, 5) or fewest_channels < (64 if size == 3 else 32):
-        return False
-    return all(length % (7 - size) == 0 for length in x.shape[1:3])
+    size, fewest_channels, (height, width) = kernel_shape[0], min(kernel_shape[2:]), x.shape[1:3]
+    in_tiles = math.prod(-(-length // TILE) * TILE for length in (height, width))
+    return size in (3, 5) and fewest_channels >= 32 and in_tiles <= 1.5 * height * width
 
 
-def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array, products) -> jax.Array:
-    """Winograd's algorithm on tiles of 6x6 inputs (Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural
-    Networks", section 4): 36 multiplications for 4x4 outputs of a 3x3 kernel instead of 144, or for 2x2 outputs of a
-    5x5 kernel instead of 100. In float32 its rounding errors are about ten times those of the plain convolution, 3e-6
-    of the result's size.
-
-    `products` multiplies the 36 matrices [tiles, in_channels] by the 36 matrices [in_channels, out_channels].
+def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Winograd's algorithm for tiles of 4x4 outputs (Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural
+    Networks", section 4): 36 multiplications for a 3x3 kernel instead of 144, 64 for a 5x5 kernel instead of 400. In
+    float32 its rounding errors are about seven times those of the plain convolution, 3e-6 of the result's size.
     """
     size = kernel.shape[0]
-    step = 7 - size
     batch, height, width, _ = x.shape
-    padded = _pad(x, size)
-    tiles = jnp.stack(
-        [
-            padded[:, i : i + height - step + 1 : step, j : j + width - step + 1 : step]
-            for i, j in itertools.product(range(6), repeat=2)
-        ]
-    )
-
-    def transform(matrix, values):
-        # Both axes of a tile at once, so that it is one matrix product.
-        both_axes = jnp.asarray(np.kron(matrix, matrix), x.dtype)
-        return both_axes @ values.reshape(both_axes.shape[1], -1)
-
-    kernel_matrix = _WINOGRAD_SCALE[:, None] * _winograd_powers(size)
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    points = TILE + size - 1
+    of_inputs, of_kernel, of_outputs = _winograd_matrices(size)
     if transpose:
-        kernel_matrix = kernel_matrix[:, ::-1]
-        kernel = kernel.swapaxes(2, 3)
-    kernels = transform(kernel_matrix, kernel).reshape(36, *kernel.shape[2:])
-    inputs = transform(_WINOGRAD_INPUT, tiles).reshape(36, -1, x.shape[-1])
-    outputs = transform(_winograd_powers(step).T, products(inputs, kernels))
-    outputs = outputs.reshape(step, step, batch, height // step, width // step, -1)
-    return outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
+        of_kernel, kernel = of_kernel[:, ::-1], kernel.swapaxes(2, 3)
+
+    padding = [(size // 2, size // 2 + n * TILE - length) for n, length in ((rows, height), (columns, width))]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    inputs = _combinations(of_inputs, [padded[:, i : i + rows * TILE : TILE] for i in range(points)])
+    inputs = _combinations(of_inputs, [inputs[..., j : j + columns * TILE : TILE, :] for j in range(points)])
+    kernels = _combinations(of_kernel, _unstack(_combinations(of_kernel, _unstack(kernel)), 1))
+    products = inputs.reshape(points**2, -1, x.shape[-1]) @ kernels.reshape(points**2, *kernel.shape[2:])
+    products = products.reshape(points, points, batch, rows, columns, -1)
+    outputs = _combinations(of_outputs, _unstack(_combinations(of_outputs, _unstack(products)), 1))
+    outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, rows * TILE, columns * TILE, -1)
+    return outputs[:, :height, :width]
 
 
-# A convolution as a product of polynomials: both are evaluated at 0, 1, -1, 2, -2 and infinity, and multiplied there.
-_WINOGRAD_INPUT = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
+@functools.cache
+def _winograd_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Transforms of inputs, kernel and products along one axis: [points, points], [points, size], [4, points].
+
+    A convolution as a product of polynomials: both are evaluated at 0, 1, -1, 2, -2, 1/2, -1/2 and infinity (or as many
+    of them as are needed), multiplied there, and interpolated; here its transpose.
+    """
+    points = TILE + size - 1
+    finite = np.array([0, 1, -1, 2, -2, 1 / 2, -1 / 2])[: points - 1, None]
+
+    def powers(count):
+        # Of infinity only the highest one counts.
+        return np.concatenate([finite ** np.arange(count), np.eye(count)[-1:]])
+
+    of_inputs = np.linalg.inv(powers(points)).T
+    of_inputs[np.abs(of_inputs) < 1e-9] = 0
+    scale = np.abs(of_inputs).max(axis=1, keepdims=True)
+    return of_inputs / scale, scale * powers(size), powers(TILE).T
+
+
+def _combinations(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
+    """Sums of parts, weighted by each row of a matrix with zeros, along a new first axis."""
+    sums = [
+        functools.reduce(jnp.add, (float(weight) * part for weight, part in zip(row, parts, strict=True) if weight))
+        for row in matrix
     ]
-)
-_WINOGRAD_SCALE = np.array([1 / 4, -1 / 6, -1 / 6, 1 / 24, 1 / 24, 1])
+    return jnp.stack(sums)
 
 
-def _winograd_powers(count: int) -> np.ndarray:
-    """Powers 0 to count - 1 of the six points, [6, count]; of infinity only the highest counts."""
-    powers = np.array([0.0, 1, -1, 2, -2])[:, None] ** np.arange(count)
-    return np.concatenate([powers, np.eye(count)[-1:]])
-
-
-def _fastest_products(kernel: jax.Array):
-    """`a @ b` for stacks of matrices: one after the other VGG's BP step takes 62 instead of 68 ms, but that of LeNet,
-    whose matrices are narrow, 38 instead of 34."""
-    return jnp.matmul if kernel.shape[0] == 5 else lambda a, b: jnp.stack([p @ q for p, q in zip(a, b, strict=True)])
+def _unstack(values: jax.Array, axis: int = 0) -> list[jax.Array]:
+    # Not by indices, whose transposes are paddings and sums.
+    return [jnp.squeeze(part, axis) for part in jnp.split(values, values.shape[axis], axis)]
 
 
 def _bilinear(name: str, plain, cpu) -> Primitive:

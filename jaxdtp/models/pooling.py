@@ -1,7 +1,9 @@
 """Max-pooling that remembers where each maximum was, and the un-pooling that puts values back there."""
 
+import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
@@ -10,13 +12,14 @@ SHARED_MAXIMA = ("last", "sum")
 """What un-pooling does where overlapping windows share a maximum."""
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def max_pool(
     x: Float[Array, "batch height width channels"], window: int, stride: int, padding: int
 ) -> tuple[
     Float[Array, "batch out_height out_width channels"],
     Int8[Array, "batch out_height out_width channels"],
 ]:
-    """Max-pooling with switches.
+    """Max-pooling with switches. Its derivative reads at them, and the transpose of that is `max_unpool` with sums.
 
     Args:
         x: [batch, height, width, channels].
@@ -41,6 +44,17 @@ def max_pool(
         wins = value > best
         best, switches = jnp.where(wins, value, best), jnp.where(wins, jnp.int8(position), switches)
     return best, switches
+
+
+@max_pool.defjvp
+def _max_pool_jvp(window, stride, padding, primals, tangents):
+    # Read as the transpose of un-pooling, whose own transpose is un-pooling again: that of slices, one for each position
+    # in a window, takes XLA four times as long on the CPU.
+    (x,), (tangent,) = primals, tangents
+    maxima, switches = max_pool(x, window, stride, padding)
+    unpool = lambda y: max_unpool(y, switches, x.shape[1:3], window, stride, padding, shared="sum")  # noqa: E731
+    (read,) = jax.linear_transpose(unpool, maxima)(tangent)
+    return (maxima, switches), (read, np.zeros(switches.shape, jax.dtypes.float0))
 
 
 def max_unpool(
@@ -79,8 +93,8 @@ def max_unpool(
         rows, columns = up * stride + np.arange(stride), left * stride + np.arange(stride)
         inside = (rows[:, None] < window) & (columns < window)
         positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
-        written = cells + shifted if shared == "sum" else shifted
-        cells = jnp.where(shifted_switches == positions[None, None, :, None, :, None], written, cells)
+        chosen = shifted_switches == positions[None, None, :, None, :, None]
+        cells = cells + jnp.where(chosen, shifted, 0) if shared == "sum" else jnp.where(chosen, shifted, cells)
     padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.
