@@ -14,12 +14,11 @@ here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in
 - a 3x3 convolution of maps of 2x2 pixels: 3 to 5; the sum over taps: 140;
 - a 5x5 convolution of an image of 3 channels: 16 to 22; one product of windows and kernel: 50, on slower cores.
 
-From 32 channels on, Winograd's algorithm does with a quarter of the multiplications of a 3x3 kernel, or a sixth of
-those of a 5x5 kernel. On cores where a matrix product reaches 134 GFLOP/s, and with the operations of the definition, it
-comes to 132, 164 and 94 for LeNet's second convolution (5x5, 32 to 64 channels, batch 32), its transpose and its kernel
-gradient, where the convolutions above come to 55, 54 and 31; for a 3x3 one of 128 channels on maps of 16 pixels to 127,
-125 and 157 instead of 96, 85 and 60. Its transforms are sums of a few arrays: as matrix products they cost more than
-the products between them. On maps of 4 and 2 pixels convolutions do without the products with padding.
+From 32 channels on, Winograd's algorithm does with a quarter of the multiplications (5x5 kernels: a sixth). On cores
+where a matrix product reaches 134 it comes, by the operations of the definition, to 132, 164 and 94 for LeNet's second
+convolution (5x5, batch 32), its transpose and its kernel gradient, where those above come to 55, 54 and 31; for a 3x3
+one of 128 channels on maps of 16 pixels to 127, 125 and 157 instead of 96, 85 and 60. On maps of 4 and 2 pixels
+convolutions do without the products with padding.
 """
 
 import functools
@@ -254,7 +253,8 @@ def _winograd_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _combinations(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
-    """Sums of parts, weighted by each row of a matrix with zeros, along a new first axis."""
+    """Sums of parts, weighted by each row of a matrix with zeros, along a new first axis: one loop for XLA, where a
+    matrix product would need copies of the parts side by side."""
     sums = [
         functools.reduce(jnp.add, (float(weight) * part for weight, part in zip(row, parts, strict=True) if weight))
         for row in matrix

@@ -48,7 +48,7 @@ def max_pool(
 
 @max_pool.defjvp
 def _max_pool_jvp(window, stride, padding, primals, tangents):
-    # Read as the transpose of un-pooling, whose own transpose is un-pooling again: that of slices, one for each position
+    # Read as the transpose of un-pooling, whose own transpose is un-pooling again: that of slices, one for each place
     # in a window, takes XLA four times as long on the CPU.
     (x,), (tangent,) = primals, tangents
     maxima, switches = max_pool(x, window, stride, padding)
