@@ -14,7 +14,8 @@ NAMES = {
     "flax_bp": "BP in plain Flax and Optax",
     "jaxdtp_bp": "BP",
     "jaxdtp_dtp": "L-DRL as published",
-    "jaxdtp_dtp_fast": "fast L-DRL",
+    "jaxdtp_dtp_fast": "fast L-DRL, with probes (first steps)",
+    "jaxdtp_dtp_fast_later": "fast L-DRL, later",
     "torch_bp": "BP in PyTorch",
     "torch_dtp": "L-DRL as published in PyTorch",
 }

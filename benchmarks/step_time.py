@@ -1,4 +1,5 @@
-"""Time of one training step: jaxdtp's BP, published DTP and fast DTP, and PyTorch's BP and published DTP, in one run.
+"""Time of one training step: jaxdtp's BP, published DTP and fast DTP (in its first steps, with probes, and later, with
+rare ones), and PyTorch's BP and published DTP, in one run.
 
     python -m benchmarks.step_time --network=vgg --batch=32
 
@@ -33,7 +34,7 @@ CONFIGS = {
     "resnet18": (None, cifar10_resnet18_fast),
 }
 """The published settings, where there are any, and those of fast L-DRL."""
-COLUMNS = "{:18} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
+COLUMNS = "{:22} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
 
 
 def build_steps(network: str, batch: int, device: str, precision: str) -> dict[str, Step]:
@@ -46,7 +47,8 @@ def build_steps(network: str, batch: int, device: str, precision: str) -> dict[s
     steps = {
         "flax_bp": flax_step(fast),
         "jaxdtp_bp": jaxdtp_step(fast, "bp"),
-        "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast"),
+        "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast", first=0),
+        "jaxdtp_dtp_fast_later": jaxdtp_step(fast, "ldrl_fast"),
     }
     if not published:
         return steps

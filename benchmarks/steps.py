@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.derived import layers_of
-from jaxdtp.learning.layers import probe_shape
+from jaxdtp.learning.layers import RARELY, probe_shape
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.loops import slow_in_loops
@@ -21,6 +21,7 @@ from jaxdtp.running.build import build_network, build_settings
 
 IMAGE = (32, 32, 3)
 CLASSES = 10
+LATER = 10**6  # a step of a run; in the first ones fast L-DRL has more to do
 
 
 class Step(NamedTuple):
@@ -41,8 +42,9 @@ class Step(NamedTuple):
     program_bytes: int | None
 
 
-def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMAGE) -> Step:
-    """One of our rules with the settings of a configuration, on images of a shape."""
+def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMAGE, first: int = LATER) -> Step:
+    """One of our rules with the settings of a configuration, on images of a shape; `first` is the number of the step
+    that each call begins with."""
     config = configure(config, algorithm)
     network = build_network(config, image, CLASSES)
     settings = build_settings(config, network, steps_per_epoch=1000)
@@ -65,6 +67,7 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
 
     def run(count):
         nonlocal state
+        state = state.replace(step=jnp.asarray(first, jnp.int32))
         for _ in range(count if alone else 1):
             state = steps(state, images, labels) if alone else steps(state, images, labels, count)
         jax.block_until_ready(state)
@@ -72,7 +75,7 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
     memory = steps.memory_analysis()
     return Step(
         run,
-        operations(network, config),
+        operations(network, config, probing=1 / RARELY if first == LATER else 1),
         sum(values.nbytes for values in jax.tree.leaves((state, images, labels))),
         compile_seconds,
         memory.argument_size_in_bytes
@@ -143,7 +146,7 @@ def random_batch(batch_size: int, image: tuple[int, ...] = IMAGE) -> tuple[np.nd
     return images, generator.integers(0, CLASSES, batch_size)
 
 
-def operations(network: Network, config: ConfigDict, torch: bool = False) -> float | None:
+def operations(network: Network, config: ConfigDict, torch: bool = False, probing: float = 1) -> float | None:
     """Floating-point operations of a step, counted from shapes: those of convolutions and matrix products, each by its
     definition, whatever algorithm computes it.
 
@@ -151,7 +154,8 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
     each. A step: forward c, weight gradient c and, except in the first block, c for what goes down to the block below.
     To this L-DRL adds per iteration F, one feedback projection and two weight gradients (in PyTorch, written as
     published: F, three feedback passes and their three weight gradients); fast L-DRL three products of each layer with
-    its probe. Other rules, and networks that aren't those of the published runs, aren't counted: None.
+    its probe, in a share `probing` of steps. Other rules, and networks that aren't those of the published runs, aren't
+    counted: None.
     """
     per_iteration = {"bp": 0, "ldrl": 7 if torch else 4, "ldrl_fast": 3}
     if config.algorithm not in per_iteration or config.network.name not in NETWORKS:
@@ -170,7 +174,7 @@ def operations(network: Network, config: ConfigDict, torch: bool = False) -> flo
                 lambda params, x, block=block: block.forward(params, x)[0], state.forward[block.name], example
             )
             probed = sum(probe_shape(layer, settings.layers.share)[0] for layer in layers)
-            total += per_iteration[config.algorithm] * settings.layers.iterations * probed * of_example
+            total += per_iteration[config.algorithm] * settings.layers.iterations * probed * probing * of_example
         elif settings.feedback and index:
             training = settings.feedback[index - 1]
             examples = training.noise_samples * training.examples

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import compare, published, record, scaling, step_time, steps, timing
 from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
+from jaxdtp.learning.layers import RARELY
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.models import networks
 from jaxdtp.running.build import build_network
@@ -64,7 +65,8 @@ def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
 
     rows = json.loads(path.read_text())
     printed = capsys.readouterr().out
-    assert [row["name"] for row in rows] == ["flax_bp", "jaxdtp_bp", "jaxdtp_dtp_fast", "jaxdtp_dtp"]
+    names = ["flax_bp", "jaxdtp_bp", "jaxdtp_dtp_fast", "jaxdtp_dtp_fast_later", "jaxdtp_dtp"]
+    assert [row["name"] for row in rows] == names
     for row in rows:
         assert row["name"] in printed
         assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
@@ -78,7 +80,9 @@ def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     assert operations["jaxdtp_bp"] == backprop
     assert operations["jaxdtp_dtp"] == backprop + 4 * (41 * conv_1 + 51 * fc1 + 24 * fc2)
     # One example has equations enough for a convolution; the dense layers are probed with all four.
-    assert operations["jaxdtp_dtp_fast"] == backprop + 3 * (conv_0 / 4 + conv_1 / 4 + fc1 + fc2)
+    probes = 3 * (conv_0 / 4 + conv_1 / 4 + fc1 + fc2)
+    assert operations["jaxdtp_dtp_fast"] == backprop + probes
+    assert operations["jaxdtp_dtp_fast_later"] == backprop + probes / RARELY
 
 
 @pytest.mark.slow

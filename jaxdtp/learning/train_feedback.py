@@ -11,11 +11,11 @@ from jaxdtp.devices.parallel import divide_jobs
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.feedback import FeedbackRule, examples_of, train_feedback
-from jaxdtp.learning.layers import LayerRule, draw_probes
+from jaxdtp.learning.layers import RARELY, LayerRule, draw_probes, steps_to_match
 from jaxdtp.learning.paths import along_paths
 from jaxdtp.learning.state import Settings, TrainState, bind
 from jaxdtp.learning.values import parameter_names
-from jaxdtp.models.blocks import Pass, example_of
+from jaxdtp.models.blocks import Number, Pass, example_of
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
@@ -65,6 +65,10 @@ def train_all_layers(
 ) -> tuple[NetworkParameters, dict[str, jax.Array]]:
     """Feedback parameters and mean losses of the layers of all blocks after one batch, each by block name.
 
+    Shared updates don't touch a mismatch. With them, once probes have removed it (`layers.steps_to_match`), they come
+    in one of `layers.RARELY` steps, against rounding and what an optimizer may make of equal gradients. The loss of
+    such a step counts for those without, where it is 0.
+
     Args:
         network, settings, state: as in `train_step`.
         examples: in the batch.
@@ -75,9 +79,19 @@ def train_all_layers(
     jobs = {
         block.name: functools.partial(train_one_block, network, settings, index) for index, block in enumerate(network)
     }
-    probes = [block_probes(network, settings, index, state, examples, key) for index in range(len(network))]
-    feedback, losses = _by_block(jobs, _done(settings, jobs, probes, state, key))
-    return feedback, losses
+
+    def train(weight: Number) -> tuple[NetworkParameters, dict[str, jax.Array]]:
+        probes = [block_probes(network, settings, index, state, examples, key) for index in range(len(network))]
+        feedback, losses = _by_block(jobs, _done(settings, jobs, probes, state, key))
+        return feedback, {name: weight * loss for name, loss in losses.items()}
+
+    if not settings.algorithm.shared_update:
+        return train(1)
+    iterations, share, rate = settings.layers
+    layers = [layer for index in range(len(network)) for layer in block_layers(network, index, state, examples, key)[0]]
+    often = state.step * iterations * rate * (2 - rate) < steps_to_match(layers, share)
+    skip = lambda _: (state.feedback, jax.tree.map(jnp.zeros_like, jax.eval_shape(train, 1)[1]))  # noqa: E731
+    return jax.lax.cond(often | (state.step % RARELY == 0), train, skip, jnp.where(often, 1, RARELY))
 
 
 def block_layers(network: Network, index: int, state: TrainState, examples: int, key: jax.Array):

@@ -196,7 +196,12 @@ def _programs(
         )
 
     def one_step(step, numbers, data, order, key, state, totals, index):
+        # One number for all seeds (what has diverged is behind, and stays as it is), so that what isn't due in a step
+        # isn't done: `jax.vmap` does both sides of a condition that each seed has its own of.
+        count = jnp.max(state.step)
+
         def run(numbers, order, key, state, totals):
+            state = state.replace(step=count)
             return epoch.one_step(fixed(step, numbers), data, order, key, state, totals, index)
 
         return by_seed(run)(numbers, order, key, state, totals)
