@@ -226,7 +226,7 @@ def test_steps_train_the_feedback_weights_of_all_layers(name):
 )
 @pytest.mark.usefixtures("_float64")
 def test_a_mismatch_is_removed_in_as_many_steps_as_said_and_in_not_much_fewer(block, examples, share):
-    """Its square falls by d / (d + n) in a step, on the average over many units: of ten seeds none left more than 4e-11."""
+    """Its square falls by d / (d + n) in a step, on the average over units: of ten seeds none left more than 4e-11."""
     params, _, _ = block.init(jax.random.key(0))
     others, _, _ = block.init(jax.random.key(1))
     f = lambda params, x: block.forward(params, x)[0]  # noqa: E731
