@@ -66,9 +66,9 @@ def plot(curves: dict[str, dict], after: int, steps: int, title: str) -> plt.Fig
     blocks = list(next(iter(curves.values()))["weight_distance"])
     figure, axes = plt.subplots(1, len(blocks), figsize=(3.2 * len(blocks), 3.6), sharey=True, layout="constrained")
     for panel, block in zip(axes, blocks, strict=True):
-        for name, found in curves.items():
+        for (name, found), style_of_line in zip(curves.items(), ("-", "--", ":"), strict=True):
             distances = found["weight_distance"][block]
-            panel.plot(np.arange(len(distances)) * (steps // POINTS), distances, label=name)
+            panel.plot(np.arange(len(distances)) * (steps // POINTS), distances, style_of_line, label=name)
         panel.axvline(after, color="grey", linestyle=":", linewidth=0.8)
         panel.set(title=block, yscale="log", xlabel="training step")
         style(panel)
