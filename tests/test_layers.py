@@ -245,11 +245,15 @@ def test_a_mismatch_is_removed_in_as_many_steps_as_said_and_in_not_much_fewer(bl
     assert squares[steps // 2] > REMOVED * squares[0]
 
 
-@pytest.mark.parametrize("name", ["ldrl_fast", "ldrl_layers"])
-def test_with_shared_updates_probes_become_rare(name):
-    """Without them, never: there learning makes mismatches."""
+@pytest.mark.parametrize(
+    "algorithm",
+    [ALGORITHMS["ldrl_fast"], ALGORITHMS["ldrl_layers"], ALGORITHMS["sign_symmetry"]._replace(shared_update=True)],
+    ids=["ldrl_fast", "ldrl_layers", "other rule"],
+)
+def test_with_shared_updates_probes_become_rare(algorithm):
+    """Without them, never: there learning makes mismatches; nor does any other rule than matching."""
     network = NETWORKS["mlp"]
-    settings = Settings(ALGORITHMS[name], (), 1.0, optax.sgd(0.0))
+    settings = Settings(algorithm, (), 1.0, optax.sgd(0.0))
     state = init_state(network, settings, jax.random.key(0))
     (images, labels), *_ = random_batches(1)
 
@@ -261,7 +265,7 @@ def test_with_shared_updates_probes_become_rare(name):
     at_first, loss = after(0)
     for number in (RARELY * 1000, RARELY * 1000 + 1):
         feedback, losses = after(number)
-        if name == "ldrl_layers":
+        if algorithm != ALGORITHMS["ldrl_fast"]:
             chex.assert_trees_all_equal((feedback, losses), (at_first, loss))
         elif number % RARELY:
             chex.assert_trees_all_equal(feedback, state.feedback)

@@ -11,7 +11,7 @@ from jaxdtp.devices.parallel import divide_jobs
 from jaxdtp.learning import paths
 from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.feedback import FeedbackRule, examples_of, train_feedback
-from jaxdtp.learning.layers import RARELY, LayerRule, draw_probes, steps_to_match
+from jaxdtp.learning.layers import RARELY, LayerRule, draw_probes, match_layers, steps_to_match
 from jaxdtp.learning.paths import along_paths
 from jaxdtp.learning.state import Settings, TrainState, bind
 from jaxdtp.learning.values import parameter_names
@@ -65,9 +65,9 @@ def train_all_layers(
 ) -> tuple[NetworkParameters, dict[str, jax.Array]]:
     """Feedback parameters and mean losses of the layers of all blocks after one batch, each by block name.
 
-    Shared updates don't touch a mismatch. With them, once probes have removed it (`layers.steps_to_match`), they come
-    in one of `layers.RARELY` steps, against rounding and what an optimizer may make of equal gradients. The loss of
-    such a step counts for those without, where it is 0.
+    Shared updates don't touch a mismatch. With them, once the probes of `match_layers` have removed it
+    (`steps_to_match`), they come in one of `RARELY` steps, against rounding and what an optimizer may make of equal
+    gradients. The loss of such a step counts for those without, where it is 0.
 
     Args:
         network, settings, state: as in `train_step`.
@@ -85,7 +85,7 @@ def train_all_layers(
         feedback, losses = _by_block(jobs, _done(settings, jobs, probes, state, key))
         return feedback, {name: weight * loss for name, loss in losses.items()}
 
-    if not settings.algorithm.shared_update:
+    if not (settings.algorithm.shared_update and settings.algorithm.feedback_rule is match_layers):
         return train(1)
     iterations, share, rate = settings.layers
     layers = [layer for index in range(len(network)) for layer in block_layers(network, index, state, examples, key)[0]]
