@@ -117,15 +117,20 @@ def count(config: ConfigDict, blocks: Blocks, mesh: Mesh, devices: list[jax.Devi
 
 
 def executes(own: list[str], names: list[str], collective: Collective) -> bool:
-    """Whether a group executes a collective.
+    """Whether a group executes a collective, in a step with probes if there are steps without.
 
     Args:
         own: the blocks that the group trains.
         names: all blocks that are trained.
-        collective: of a program whose conditionals are in a name scope of their block, and true for its group.
+        collective: of a program whose conditionals are in a name scope of their block, and true for its group; or, for
+            a whole step, in the scope 'probes'.
     """
     for conditional, index in collective.branches:
         scopes = set(conditional.split("/")).intersection(names)
+        if not scopes and conditional.endswith("/probes/cond"):
+            if not index:
+                return False
+            continue
         if len(scopes) != 1:
             raise ValueError(f"conditional {conditional}: it is in the scope of {sorted(scopes)}; allowed: one block")
         if bool(index) != (scopes <= set(own)):

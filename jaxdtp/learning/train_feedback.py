@@ -91,7 +91,8 @@ def train_all_layers(
     layers = [layer for index in range(len(network)) for layer in block_layers(network, index, state, examples, key)[0]]
     often = state.step * iterations * rate * (2 - rate) < steps_to_match(layers, share)
     skip = lambda _: (state.feedback, jax.tree.map(jnp.zeros_like, jax.eval_shape(train, 1)[1]))  # noqa: E731
-    return jax.lax.cond(often | (state.step % RARELY == 0), train, skip, jnp.where(often, 1, RARELY))
+    with jax.named_scope("probes"):
+        return jax.lax.cond(often | (state.step % RARELY == 0), train, skip, jnp.where(often, 1, RARELY))
 
 
 def block_layers(network: Network, index: int, state: TrainState, examples: int, key: jax.Array):
