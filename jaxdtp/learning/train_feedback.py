@@ -15,7 +15,7 @@ from jaxdtp.learning.layers import RARELY, LayerRule, draw_probes, match_layers,
 from jaxdtp.learning.paths import along_paths
 from jaxdtp.learning.state import Settings, TrainState, bind
 from jaxdtp.learning.values import parameter_names
-from jaxdtp.models.blocks import Number, Pass, example_of
+from jaxdtp.models.blocks import Pass, example_of
 from jaxdtp.models.networks import Network, NetworkParameters
 
 
@@ -80,19 +80,30 @@ def train_all_layers(
         block.name: functools.partial(train_one_block, network, settings, index) for index, block in enumerate(network)
     }
 
-    def train(weight: Number) -> tuple[NetworkParameters, dict[str, jax.Array]]:
+    def train() -> tuple[NetworkParameters, dict[str, jax.Array]]:
         probes = [block_probes(network, settings, index, state, examples, key) for index in range(len(network))]
         feedback, losses = _by_block(jobs, _done(settings, jobs, probes, state, key))
-        return feedback, {name: weight * loss for name, loss in losses.items()}
+        return feedback, {name: loss.astype(float) for name, loss in losses.items()}
 
     if not (settings.algorithm.shared_update and settings.algorithm.feedback_rule is match_layers):
-        return train(1)
+        return train()
+    often = state.step.astype(float) < steps_with_probes(network, settings, state, examples, key)
+    with jax.named_scope("probes"):
+        skip = lambda: (state.feedback, {name: jnp.zeros(()) for name in jobs})  # noqa: E731
+        feedback, losses = jax.lax.cond(often | (state.step % RARELY == 0), train, skip)
+    weight = jnp.where(often, 1.0, float(RARELY))
+    return feedback, {name: weight * loss for name, loss in losses.items()}
+
+
+def steps_with_probes(
+    network: Network, settings: Settings, state: TrainState, examples: int, key: jax.Array
+) -> jax.Array:
+    """The step of a run from which on probes may be rare (`steps_to_match`); arguments as in `train_all_layers`."""
     iterations, share, rate = settings.layers
     layers = [layer for index in range(len(network)) for layer in block_layers(network, index, state, examples, key)[0]]
-    often = state.step * iterations * rate * (2 - rate) < steps_to_match(layers, share)
-    skip = lambda _: (state.feedback, jax.tree.map(jnp.zeros_like, jax.eval_shape(train, 1)[1]))  # noqa: E731
-    with jax.named_scope("probes"):
-        return jax.lax.cond(often | (state.step % RARELY == 0), train, skip, jnp.where(often, 1, RARELY))
+    # At another rate than that of exact line search less of a mismatch is removed; from 2 on, nothing.
+    removed = jnp.asarray(iterations * rate * (2 - rate), float)
+    return jnp.where(removed > 0, jnp.ceil(steps_to_match(layers, share) / removed), jnp.inf)
 
 
 def block_layers(network: Network, index: int, state: TrainState, examples: int, key: jax.Array):
