@@ -21,10 +21,9 @@ from jaxdtp import data
 from jaxdtp.alignment import updates_matching, weight_alignment
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning import train_feedback
-from jaxdtp.learning.layers import RARELY, steps_to_match
+from jaxdtp.learning.layers import RARELY
 from jaxdtp.learning.state import bind, init_state
 from jaxdtp.learning.step import backprop_gradients, learn, train_step
-from jaxdtp.learning.train_feedback import block_layers
 from jaxdtp.results.plots import style
 from jaxdtp.running.build import build_network, build_preprocessing, build_settings, steps_in_epoch
 from jaxdtp.running.epoch import normalise
@@ -93,12 +92,7 @@ def main() -> None:
     settings = build_settings(config, network, steps_in_epoch(config, dataset))
     steps = arguments.steps // POINTS * POINTS
     state = init_state(network, settings, jax.random.key(config.seed))
-    layers = [
-        layer
-        for index in range(len(network))
-        for layer in block_layers(network, index, state, config.batch_size, jax.random.key(0))[0]
-    ]
-    after = steps_to_match(layers, settings.layers.share)
+    after = int(train_feedback.steps_with_probes(network, settings, state, config.batch_size, jax.random.key(0)))
     curves = {}
     for name, every in VARIANTS.items():
         curves[name] = run(network, settings, config, dataset, steps, every)
