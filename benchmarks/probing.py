@@ -18,15 +18,15 @@ import numpy as np
 
 from benchmarks.record import RESULTS, origin
 from jaxdtp import data
-from jaxdtp.alignment import updates_matching, weight_alignment
+from jaxdtp.alignment import weight_alignment
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning import train_feedback
 from jaxdtp.learning.layers import RARELY
-from jaxdtp.learning.state import bind, init_state
-from jaxdtp.learning.step import backprop_gradients, learn, train_step
+from jaxdtp.learning.state import init_state
+from jaxdtp.learning.step import train_step
 from jaxdtp.results.plots import style
 from jaxdtp.running.build import build_network, build_preprocessing, build_settings, steps_in_epoch
-from jaxdtp.running.epoch import normalise
+from jaxdtp.running.epoch import measure_alignment, normalise
 
 POINTS = 40
 NEVER = 10**9
@@ -41,7 +41,8 @@ def run(network, settings, config, dataset, steps: int, every: int) -> dict:
     shuffle, count = np.random.default_rng(config.seed), steps * config.batch_size
     epochs = [shuffle.permutation(len(dataset.train.rows)) for _ in range(0, count, len(dataset.train.rows))]
     order = np.concatenate(epochs)[:count]
-    prepare = jax.jit(partial(normalise, build_preprocessing(config)))
+    preprocessing = build_preprocessing(config)
+    prepare = jax.jit(partial(normalise, preprocessing))
     curves = {block.name: [] for block in network[1:]}
     with mock.patch.object(train_feedback, "RARELY", every):
         step = jax.jit(partial(train_step, network, settings), donate_argnums=0)
@@ -50,13 +51,9 @@ def run(network, settings, config, dataset, steps: int, every: int) -> dict:
                 distances = weight_alignment(state.forward, {name: state.feedback[name] for name in curves})
                 for name, curve in curves.items():
                     curve.append(float(distances["weight_distance"][name]))
-            images, labels = data.read(dataset.train, chosen)
-            images = prepare(images)
-            state, _ = step(state, images, labels, jax.random.fold_in(key, number))
-        learned = learn(network, settings, state, images, labels, key)
-    exact = backprop_gradients(bind(network, state, key), state.forward, images, labels)
-    gradients = jax.tree.map(lambda gradient: gradient / settings.beta, learned.gradients)
-    angles = updates_matching(gradients, exact)["update_angle"]
+            batch = data.read(dataset.train, chosen)
+            state, _ = step(state, prepare(batch.images), batch.labels, jax.random.fold_in(key, number))
+        angles = measure_alignment(network, settings, preprocessing, 2, False, state, batch, key)["update_angle"]
     return {"weight_distance": curves, "largest_update_angle": max(map(float, angles.values()))}
 
 
