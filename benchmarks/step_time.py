@@ -38,8 +38,8 @@ COLUMNS = "{:22} {:>9} {:>19} {:>10} {:>7} {:>9} {:>9} {:>7} {:>9}"
 
 
 def build_steps(network: str, batch: int, device: str, precision: str) -> dict[str, Step]:
-    """All steps by name, with the settings of the network's CIFAR-10 configurations; published rules and PyTorch where
-    these are written for the network."""
+    """All steps by name, with the settings of the network's CIFAR-10 configurations; the published rule where it
+    has settings for the network, PyTorch where it is installed."""
     published, fast = (module and module.get_config() for module in CONFIGS[network])
     for config in (published, fast):
         if config:
@@ -50,15 +50,15 @@ def build_steps(network: str, batch: int, device: str, precision: str) -> dict[s
         "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast", first=0),
         "jaxdtp_dtp_fast_later": jaxdtp_step(fast, "ldrl_fast"),
     }
-    if not published:
-        return steps
-    steps["jaxdtp_dtp"] = jaxdtp_step(published, "ldrl")
+    if published:
+        steps["jaxdtp_dtp"] = jaxdtp_step(published, "ldrl")
     torch_device = "cuda" if device == "gpu" else device
     if not torch_runs_on(torch_device):
         print(f"there is no PyTorch for {torch_device} here: its rows are left out", file=sys.stderr)
         return steps
-    for name, algorithm in (("torch_bp", "bp"), ("torch_dtp", "ldrl")):
-        steps[name] = torch_step(published, algorithm, torch_device, precision)
+    steps["torch_bp"] = torch_step(published or fast, "bp", torch_device, precision)
+    if published:
+        steps["torch_dtp"] = torch_step(published, "ldrl", torch_device, precision)
     return steps
 
 

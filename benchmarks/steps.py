@@ -1,5 +1,6 @@
 """Training steps to be timed: jaxdtp's and PyTorch's, each with its count of floating-point operations."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -86,42 +87,33 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
 
 
 def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) -> Step:
-    """BP or the published DTP in PyTorch with the settings of a configuration; `device` is PyTorch's name of it."""
+    """BP or, for the published networks, DTP in PyTorch with the settings of a configuration; `device` is PyTorch's
+    name of it."""
     import torch
 
-    from benchmarks import torch_dtp
+    from benchmarks import torch_resnet
 
     torch.set_float32_matmul_precision({"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}[precision])
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     config = configure(config, algorithm)
-    feedback, forward = config.feedback, config.forward
-    channels, hidden = tuple(config.network.channels), tuple(config.network.hidden)
-    network = torch_dtp.init(channels, hidden, IMAGE[::-1], CLASSES, config.network.name, device=device)
     images, labels = random_batch(config.batch_size)
     images, labels = (
         torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device),
         torch.from_numpy(labels).to(device),
     )
-    rates = () if algorithm == "bp" else tuple(feedback.learning_rate)
-    optimizers = torch_dtp.sgd(network, forward.learning_rate, rates, forward.momentum, forward.weight_decay)
+    make = _torch_residual if config.network.name in torch_resnet.SIZES else _torch_published
+    one_step, tensors, optimizers = make(config, device)
 
     def run(count):
         for _ in range(count):
-            if algorithm == "bp":
-                torch_dtp.bp_step(network, optimizers, images, labels)
-            else:
-                iterations, scale = tuple(feedback.iterations), tuple(feedback.noise_scale)
-                torch_dtp.dtp_step(
-                    network, optimizers, images, labels, iterations=iterations, noise_scale=scale, beta=config.beta
-                )
+            one_step(images, labels)
         if device != "cpu":
             torch.cuda.synchronize()
 
     run(1)
-    tensors = [tensor for params in (*network.forward, *network.feedback) for tensor in params]
     buffers = [
         value
-        for optimizer in (optimizers.forward, *optimizers.feedback)
+        for optimizer in optimizers
         for state in optimizer.state.values()
         for value in state.values()
         if torch.is_tensor(value)
@@ -130,6 +122,41 @@ def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) 
     kept = sum(tensor.nbytes for tensor in (*tensors, *buffers, *gradients, images, labels))
     ours = build_network(config, IMAGE, CLASSES)
     return Step(run, operations(ours, config, torch=True), kept, 0.0, None)
+
+
+def _torch_published(config: ConfigDict, device: str) -> tuple[Callable, list, list]:
+    """A step on images and labels, its tensors and its optimizers."""
+    from benchmarks import torch_dtp
+
+    feedback, forward = config.feedback, config.forward
+    channels, hidden = tuple(config.network.channels), tuple(config.network.hidden)
+    network = torch_dtp.init(channels, hidden, IMAGE[::-1], CLASSES, config.network.name, device=device)
+    rates = () if config.algorithm == "bp" else tuple(feedback.learning_rate)
+    optimizers = torch_dtp.sgd(network, forward.learning_rate, rates, forward.momentum, forward.weight_decay)
+    one_step = functools.partial(torch_dtp.bp_step, network, optimizers)
+    if config.algorithm != "bp":
+        settings = {
+            "iterations": tuple(feedback.iterations),
+            "noise_scale": tuple(feedback.noise_scale),
+            "beta": config.beta,
+        }
+        one_step = functools.partial(torch_dtp.dtp_step, network, optimizers, **settings)
+    tensors = [tensor for params in (*network.forward, *network.feedback) for tensor in params]
+    return one_step, tensors, [optimizers.forward, *optimizers.feedback]
+
+
+def _torch_residual(config: ConfigDict, device: str) -> tuple[Callable, list, list]:
+    """As `_torch_published`, by backpropagation."""
+    import torch
+
+    from benchmarks import torch_resnet
+
+    forward, model = config.forward, torch_resnet.resnet(config.network.name, CLASSES).to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), forward.learning_rate, forward.momentum, weight_decay=forward.weight_decay
+    )
+    one_step = functools.partial(torch_resnet.bp_step, model, optimizer)
+    return one_step, [*model.parameters(), *model.buffers()], [optimizer]
 
 
 def configure(config: ConfigDict, algorithm: str) -> ConfigDict:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import compare, published, record, scaling, step_time, steps, timing
-from configs import cifar10_lenet, cifar10_lenet_fast, digits_mlp
+from configs import cifar10_lenet, cifar10_lenet_fast, cifar10_resnet20_fast, digits_mlp
 from jaxdtp.learning.layers import RARELY
 from jaxdtp.learning.step import backprop_gradients
 from jaxdtp.models import networks
@@ -98,6 +98,12 @@ def test_a_torch_step_is_measured_like_ours():
         # Three feedback passes with weight gradients in an iteration, where ours has one and two.
         assert (step.operations > 1.5 * ours.operations) if algorithm == "ldrl" else step.operations == ours.operations
         assert step.kept_bytes > 0
+    config = cifar10_resnet20_fast.get_config()
+    config.batch_size = 4
+    step, ours = steps.torch_step(config, "bp", "cpu", "float32"), steps.jaxdtp_step(config, "bp")
+    assert step.operations is ours.operations is None
+    # PyTorch keeps the gradients, too.
+    assert ours.kept_bytes < step.kept_bytes < 2 * ours.kept_bytes
 
 
 def test_operations_are_those_that_xla_counts():

@@ -1,12 +1,18 @@
-"""The benchmark's PyTorch implementation against what the published one computed, in float64."""
+"""The benchmark's PyTorch: the rules against what the published code computed, residual networks against ours."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from published import FILES, Vectors
+
+from jaxdtp.models import resnet
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import torch_dtp  # noqa: E402
+from benchmarks import torch_dtp, torch_resnet  # noqa: E402
 
 LDRL = [path for path in FILES if path.stem.endswith("_ldrl")]
 
@@ -133,3 +139,39 @@ def test_drawn_noise_and_initial_weights(kind):
     assert len(targets) == len(network.blocks)
     after = [params.weight for params in network.forward + network.feedback]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def in_torch(path, values):
+    """A Flax parameter, or its gradient, as PyTorch has it."""
+    values = torch.tensor(np.asarray(values))
+    return values.permute(3, 2, 0, 1) if values.ndim == 4 else values.T if path[-1] == "kernel" else values
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+def test_residual_networks_are_ours(name):
+    images = np.random.default_rng(0).standard_normal((4, 8, 8, 3))
+    labels = np.arange(4)
+    model = torch_resnet.resnet(name).double()
+    ours = getattr(resnet, name)(num_classes=10, dtype="float64")
+    with jax.enable_x64(True):
+        variables = ours.init(jax.random.key(0), images)
+        order = list(flatten_dict(variables["params"]))  # that of creation, which is PyTorch's too
+        generator = np.random.default_rng(1)
+        params = jax.tree.map(lambda leaf: leaf + 0.1 * generator.standard_normal(leaf.shape), variables["params"])
+
+        def mean_loss(params):
+            logits, _ = ours.apply(variables | {"params": params}, images, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
+
+        loss, gradients = jax.value_and_grad(mean_loss)(params)
+    params, gradients = flatten_dict(params), flatten_dict(gradients)
+    with torch.no_grad():
+        for path, tensor in zip(order, model.parameters(), strict=True):
+            tensor.copy_(in_torch(path, params[path]))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    theirs = torch_resnet.bp_step(
+        model, optimizer, torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
+    )
+    np.testing.assert_allclose(theirs, loss, rtol=1e-6)
+    for path, tensor in zip(order, model.parameters(), strict=True):
+        assert_close(tensor.grad, in_torch(path, gradients[path]))
