@@ -16,8 +16,8 @@ from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.layers import RARELY, probe_shape
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
-from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS, Network
+from jaxdtp.models.plain_convolutions import slow_in_loops
 from jaxdtp.running.build import build_network, build_settings
 
 IMAGE = (32, 32, 3)

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Scalar
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import difference_target
 from jaxdtp.models.blocks import Block, Forward, Number, Pass, feedback_difference
-from jaxdtp.models.loops import fast_in_loops
 from jaxdtp.models.networks import NetworkParameters
+from jaxdtp.models.plain_convolutions import fast_in_loops
 
 
 class Noise(NamedTuple):

@@ -1,5 +1,6 @@
-"""Traced programs: their equations, what is inside of them, and their evaluation one by one."""
+"""Traced programs: their equations, what is inside of them, their evaluation one by one, and programs made of them."""
 
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -56,3 +57,45 @@ def trace(f: Callable, *args) -> tuple[core.ClosedJaxpr, Callable]:
     """The program of a function, and what puts its results together again."""
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
     return closed, lambda results: jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def holds(jaxpr: core.Jaxpr, wanted: Callable[[core.JaxprEqn], bool]) -> bool:
+    """Whether an equation that is wanted is in a program, or in the programs within."""
+    return any(wanted(equation) or any(holds(inner, wanted) for inner in inside(equation)) for equation in jaxpr.eqns)
+
+
+def rewritten(f: Callable, wanted: Callable[[core.JaxprEqn], bool], change: Callable[..., jax.Array]) -> Callable:
+    """f with `change(equation, *operands)` for the result of each equation that is wanted, also in the programs within,
+    but for the rules of functions that bring their own derivative."""
+
+    @functools.wraps(f)
+    def g(*args):
+        closed, together = trace(f, *args)
+        return together(_run_rewritten(closed.jaxpr, closed.consts, jax.tree.leaves(args), wanted, change))
+
+    return g
+
+
+def _run_rewritten(jaxpr: core.Jaxpr, consts: list, args: list, wanted: Callable, change: Callable) -> list:
+    if not holds(jaxpr, wanted):
+        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*args)
+
+    def apply(equation: core.JaxprEqn, operands: list) -> list:
+        if wanted(equation):
+            return [change(equation, *operands)]
+        if equation.primitive.name in ("jit", "pjit"):
+            return _run_rewritten(*opened(equation), operands, wanted, change)
+        return evaluate(jaxpr, equation.replace(params=within(equation.params)), operands)
+
+    def within(params: dict) -> dict:
+        return {name: changed(value) for name, value in params.items()}
+
+    def changed(value):
+        if type(value) is tuple:  # not of names
+            return tuple(map(changed, value))
+        if isinstance(value, core.ClosedJaxpr):
+            run_inner = lambda *args: _run_rewritten(value.jaxpr, value.consts, args, wanted, change)  # noqa: E731
+            return jax.make_jaxpr(run_inner)(*(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals))
+        return changed(core.ClosedJaxpr(value, [])).jaxpr if isinstance(value, core.Jaxpr) else value
+
+    return run(jaxpr, consts, args, apply)

@@ -20,6 +20,7 @@ from flax import nnx
 
 from jaxdtp.models.blocks import EVALUATION, AnyArray, Block, Context
 from jaxdtp.models.networks import Network, bind
+from jaxdtp.models.plain_convolutions import with_fast_convolutions
 
 SWITCHES = "switches"
 """The collection into which a Linen module sows what its feedback module is to know of a pass."""
@@ -129,6 +130,7 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     """A block of a model (see `network_of`) with inputs like x; its feedback map is derived, or its own."""
     own = model.feedback if isinstance(model, OwnFeedback) else None
     functions = functions_of(model.module if own is not None else model, name)
+    functions = functions._replace(apply=with_fast_convolutions(functions.apply))
     key = jax.random.key(0)
     called = f"module {name}: can't be called with an input of shape {x.shape}"
     allowed = "one array to one array, of shape [batch, ...]"
@@ -284,7 +286,7 @@ def _feedback_function(module: nn.Module) -> Callable[[Any, tuple[jax.Array, Any
     def project(params: Any, h: tuple[jax.Array, Any]) -> jax.Array:
         return _wide(module.apply({"params": params}, *_arguments(module, *h)))
 
-    return project
+    return with_fast_convolutions(project)
 
 
 def _arguments(feedback: nn.Module, y: jax.Array, sown: Any) -> tuple:

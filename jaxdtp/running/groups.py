@@ -21,8 +21,8 @@ from jaxdtp.devices.parallel import Parallel, divide_seeds, gather_seeds, make_m
 from jaxdtp.learning.state import TrainState
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import example_of
-from jaxdtp.models.loops import has_convolutions
 from jaxdtp.models.networks import Network
+from jaxdtp.models.plain_convolutions import has_convolutions
 from jaxdtp.running.programs import Numbers, Programs, numbers_of, programs_of
 from jaxdtp.system.errors import ConfigError
 

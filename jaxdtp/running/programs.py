@@ -22,8 +22,8 @@ from jaxdtp.configuration.config import flatten, nest
 from jaxdtp.devices.parallel import SEEDS, Parallel, device_memory
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.step import train_step
-from jaxdtp.models.loops import slow_in_loops
 from jaxdtp.models.networks import NETWORKS
+from jaxdtp.models.plain_convolutions import slow_in_loops
 from jaxdtp.running import epoch
 from jaxdtp.running.build import build_network, build_preprocessing, build_settings, own_model
 from jaxdtp.system.console import say

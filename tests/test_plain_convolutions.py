@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdtp.models.jaxprs import inside
-from jaxdtp.models.loops import fast_in_loops
+from jaxdtp.models.plain_convolutions import fast_in_loops
 
 CONVOLUTIONS = {
     "3x3": (nn.Conv(6, (3, 3)), (3, 8, 7, 4)),
