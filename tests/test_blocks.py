@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdtp.learning import paths
-from jaxdtp.models import networks
+from jaxdtp.models import convolution, networks
 from jaxdtp.models.blocks import Units, conv_block, dense_block, feedback, feedback_difference, matched_elu
 from jaxdtp.models.convolution import conv, conv_transpose
 from jaxdtp.models.pooling import SHARED_MAXIMA, max_pool, max_unpool, pooled_size
@@ -64,23 +64,28 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size", "channels"),
+    ("examples", "height", "width", "size", "channels"),
     [
-        (1, 1, 3, (2, 4)),
-        (2, 2, 3, (3, 2)),
-        (1, 1, 5, (6, 4)),
-        (7, 2, 1, (2, 4)),
-        (3, 6, 5, (4, 2)),
-        (3, 6, 5, (6, 2)),
-        (4, 4, 3, (2, 70)),
-        (4, 4, 3, (64, 65)),
+        (3, 1, 1, 3, (2, 4)),
+        (3, 2, 2, 3, (3, 2)),
+        (3, 1, 1, 5, (6, 4)),
+        (3, 7, 2, 1, (2, 4)),
+        (3, 3, 6, 5, (4, 2)),
+        (3, 3, 6, 5, (17, 2)),
+        (3, 4, 4, 3, (2, 70)),
+        (3, 4, 4, 3, (64, 65)),
         # Maps and channels that suit Winograd's algorithm.
-        (8, 4, 3, (64, 65)),
-        (4, 6, 5, (33, 32)),
+        (3, 8, 4, 3, (64, 65)),
+        (3, 4, 6, 5, (33, 32)),
+        # More examples than are taken at a time.
+        (9, 9, 7, 3, (3, 2)),
+        (9, 5, 8, 3, (17, 2)),
+        (9, 20, 19, 3, (32, 33)),
     ],
 )
-def test_convolution_and_its_derivatives(height, width, size, channels):
+def test_convolution_and_its_derivatives(monkeypatch, examples, height, width, size, channels):
     """Values, first and second derivatives of the convolution and its transpose, against XLA's own."""
+    monkeypatch.setattr(convolution, "BLOCK", 1)
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -100,9 +105,9 @@ def test_convolution_and_its_derivatives(height, width, size, channels):
 
     with jax.enable_x64():
         keys = jax.random.split(jax.random.key(0), 3)
-        x, dx = jax.random.normal(keys[0], (2, 3, height, width, channels[0]), float)
+        x, dx = jax.random.normal(keys[0], (2, examples, height, width, channels[0]), float)
         kernel, dkernel = jax.random.normal(keys[1], (2, size, size, *channels), float)
-        y, dy = jax.random.normal(keys[2], (2, 3, height, width, channels[1]), float)
+        y, dy = jax.random.normal(keys[2], (2, examples, height, width, channels[1]), float)
 
         @jax.jit
         def all_results(x, kernel, dx, dkernel, y, dy):
@@ -110,6 +115,8 @@ def test_convolution_and_its_derivatives(height, width, size, channels):
             ours = [*results(conv, *forward), *results(conv_transpose, *transposed)]
             return ours, [*results(plain, *forward), *results(plain_transpose, *transposed)]
 
+        in_blocks = "while" in jax.jit(jax.grad(lambda kernel: jnp.sum(conv(x, kernel)))).lower(kernel).as_text()
+        assert in_blocks == (examples > 3 and jax.default_backend() == "cpu")
         for ours, reference in zip(*all_results(x, kernel, dx, dkernel, y, dy), strict=True):
             np.testing.assert_allclose(ours, reference, atol=1e-10 * np.abs(reference).max())
 

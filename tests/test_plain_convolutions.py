@@ -1,4 +1,4 @@
-"""Kernel gradients of plain convolutions in loops on the CPU: the same numbers, without XLA's slow convolutions."""
+"""Plain convolutions on the CPU: the same numbers, without XLA's slow ones."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxdtp.models.jaxprs import inside
-from jaxdtp.models.plain_convolutions import fast_in_loops
+from jaxdtp.models.modules import network_of
+from jaxdtp.models.plain_convolutions import fast_in_loops, has_convolutions
 
 CONVOLUTIONS = {
     "3x3": (nn.Conv(6, (3, 3)), (3, 8, 7, 4)),
@@ -41,6 +42,25 @@ def sums_over_examples(program) -> int:
         equation.primitive.name == "conv_general_dilated" and equation.params["dimension_numbers"].lhs_spec[1] == 0
         for equation in program.eqns
     ) + sum(sums_over_examples(inner) for equation in program.eqns for inner in inside(equation))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU")
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutions_of_models_are_ours_where_they_can_be(kind):
+    module, shape = CONVOLUTIONS[kind]
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), shape)
+        (block,) = network_of(module, x)
+        params, _, _ = block.init(jax.random.key(1))
+        forward = lambda params, x: block.forward(params, x)[0]  # noqa: E731
+        assert has_convolutions(jax.make_jaxpr(forward)(params, x).jaxpr) == (kind not in ("3x3", "remat"))
+        y, pull_back = jax.vjp(forward, params, x)
+        reference, pull_back_plain = jax.vjp(lambda params, x: module.apply({"params": params}, x), params, x)
+        ours, plain = (
+            jax.tree.leaves((value, pull(reference))) for value, pull in ((y, pull_back), (reference, pull_back_plain))
+        )
+        for a, b in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU")

@@ -24,6 +24,8 @@ convolutions do without the products with padding.
 import functools
 import itertools
 import math
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -36,6 +38,9 @@ from jaxtyping import Array, Float
 
 TILE = 4
 """Pixels along each axis of what Winograd's algorithm computes at a time."""
+
+BLOCK = 100_000
+"""Numbers that go into a convolution and come out of it at a time, for each core."""
 
 
 def conv(
@@ -108,7 +113,7 @@ def _cpu_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _sum_over_taps(x, _split_taps(kernel))
     if _suits_winograd(x, kernel.shape):
         return _winograd(False, x, kernel)
-    return _product_of_windows(x, kernel) if _suits_windows(x, kernel.shape) else _plain_conv(x, kernel)
+    return _product_of_windows(x, kernel) if _suits_windows(x, kernel.shape, 4) else _plain_conv(x, kernel)
 
 
 def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -120,20 +125,51 @@ def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
-    kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1], y.shape[-1]), x.dtype)
+    shape = (size, size, x.shape[-1], y.shape[-1])
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    blocks = _blocks(x, shape)
     # Faster than taps also on maps of 4x4 pixels, where the convolution is not.
-    if _suits_winograd(x, kernel.shape):
+    if _suits_winograd(x, shape):
         seen, written = (y, x) if transpose else (x, y)
-        convolve = lambda kernel: _winograd(transpose, seen, kernel)  # noqa: E731
-        return jax.linear_transpose(convolve, kernel)(written)[0]
-    if _suits_windows(x, kernel.shape):
-        return jax.linear_transpose(lambda kernel: _product_of_windows(x, kernel), kernel)(y)[0]
+        to_kernels = functools.partial(_winograd_kernels, transpose)
+        kernels = jax.eval_shape(to_kernels, kernel)
+        products = lambda seen: lambda kernels: _winograd_products(seen, kernels)  # noqa: E731
+        of_block = lambda seen, written: jax.linear_transpose(products(seen), kernels)(written)[0]  # noqa: E731
+        return jax.linear_transpose(to_kernels, kernel)(_sum_of_blocks(of_block, blocks, seen, written))[0]
+    if _suits_windows(x, shape, 16):
+        products = lambda x: lambda kernel: _product_of_windows(x, kernel)  # noqa: E731
+        of_block = lambda x, y: jax.linear_transpose(products(x), kernel)(y)[0]  # noqa: E731
+        return _sum_of_blocks(of_block, blocks, x, y)
+
     # Not the transpose of the sum over taps, which would transpose each product again.
-    taps = [
-        _as_matrix(x[:, rows.seen, columns.seen]).T @ _as_matrix(y[:, rows.written, columns.written])
-        for rows, columns in _spans(x, size)
-    ]
-    return jnp.stack(taps).reshape(kernel.shape)
+    def by_tap(x, y):
+        taps = [
+            _as_matrix(x[:, rows.seen, columns.seen]).T @ _as_matrix(y[:, rows.written, columns.written])
+            for rows, columns in _spans(x, size)
+        ]
+        return jnp.stack(taps).reshape(shape)
+
+    return _sum_of_blocks(by_tap, blocks, x, y)
+
+
+def _blocks(x: jax.Array, kernel_shape: tuple[int, ...]) -> int:
+    """How many blocks of examples a convolution is divided into where what goes into it and comes out of it is much
+    more than caches hold: there memory costs more than products. As each block meets the whole kernel, which Winograd's
+    algorithm makes four times as large, it isn't smaller than that."""
+    batch, height, width, _ = x.shape
+    block = max(BLOCK * (os.cpu_count() or 1), 4 * math.prod(kernel_shape))
+    most = max(1, block // (height * width * sum(kernel_shape[2:])))
+    if batch < 8 * most:
+        return 1
+    return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= most)
+
+
+def _sum_of_blocks(f: Callable[..., jax.Array], blocks: int, *arrays: jax.Array) -> jax.Array:
+    if blocks == 1:
+        return f(*arrays)
+    divided = [array.reshape(blocks, -1, *array.shape[1:]) for array in arrays]
+    first = f(*(array[0] for array in divided))
+    return jax.lax.fori_loop(1, blocks, lambda index, total: total + f(*(array[index] for array in divided)), first)
 
 
 def _suits_taps(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
@@ -141,8 +177,8 @@ def _suits_taps(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
     return max(x.shape[1:3]) <= (4 if _suits_winograd(x, kernel_shape) else 2)
 
 
-def _suits_windows(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
-    return x.shape[-1] <= 4 and kernel_shape[0] > 1
+def _suits_windows(x: jax.Array, kernel_shape: tuple[int, ...], most_channels: int) -> bool:
+    return x.shape[-1] <= most_channels and kernel_shape[0] > 1
 
 
 def _as_matrix(x: jax.Array) -> jax.Array:
@@ -212,20 +248,28 @@ def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
     Networks", section 4): 36 multiplications for a 3x3 kernel instead of 144, 64 for a 5x5 kernel instead of 400. In
     float32 its rounding errors are about seven times those of the plain convolution, 3e-6 of the result's size.
     """
-    size = kernel.shape[0]
-    batch, height, width, _ = x.shape
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    points = TILE + size - 1
-    of_inputs, of_kernel, of_outputs = _winograd_matrices(size)
+    kernels = _winograd_kernels(transpose, kernel)
+    blocks = x.reshape(_blocks(x, kernel.shape), -1, *x.shape[1:])
+    return jax.lax.map(lambda x: _winograd_products(x, kernels), blocks).reshape(*x.shape[:3], -1)
+
+
+def _winograd_kernels(transpose: bool, kernel: jax.Array) -> jax.Array:
+    """A kernel at all points of Winograd's algorithm, [points, points, inputs, outputs]."""
+    _, of_kernel, _ = _winograd_matrices(kernel.shape[0])
     if transpose:
         of_kernel, kernel = of_kernel[:, ::-1], kernel.swapaxes(2, 3)
+    return _combinations(of_kernel, _unstack(_combinations(of_kernel, _unstack(kernel)), 1))
 
-    padding = [(size // 2, size // 2 + n * TILE - length) for n, length in ((rows, height), (columns, width))]
+
+def _winograd_products(x: jax.Array, kernels: jax.Array) -> jax.Array:
+    points, (batch, height, width, channels) = len(kernels), x.shape
+    margin, rows, columns = (points - TILE) // 2, -(-height // TILE), -(-width // TILE)
+    of_inputs, _, of_outputs = _winograd_matrices(points - TILE + 1)
+    padding = [(margin, margin + n * TILE - length) for n, length in ((rows, height), (columns, width))]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     inputs = _combinations(of_inputs, [padded[:, i : i + rows * TILE : TILE] for i in range(points)])
     inputs = _combinations(of_inputs, [inputs[..., j : j + columns * TILE : TILE, :] for j in range(points)])
-    kernels = _combinations(of_kernel, _unstack(_combinations(of_kernel, _unstack(kernel)), 1))
-    products = inputs.reshape(points**2, -1, x.shape[-1]) @ kernels.reshape(points**2, *kernel.shape[2:])
+    products = inputs.reshape(points**2, -1, channels) @ kernels.reshape(points**2, *kernels.shape[2:])
     products = products.reshape(points, points, batch, rows, columns, -1)
     outputs = _combinations(of_outputs, _unstack(_combinations(of_outputs, _unstack(products)), 1))
     outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, rows * TILE, columns * TILE, -1)
