@@ -1,4 +1,4 @@
-"""Stride-1 'SAME' convolution and its transpose, and the one place that knows which platform it runs on.
+"""Stride-1 'SAME' convolution and its transpose, and the place that knows which platform they run on.
 
 Convolution, its transpose and the gradient of the kernel are one trilinear form, <conv(x, kernel), y>, each with
 another of its three arguments left open. So every derivative of one of them is another one, and three JAX primitives,
@@ -18,7 +18,8 @@ From 32 channels on, Winograd's algorithm does with a quarter of the multiplicat
 where a matrix product reaches 134 it comes, by the operations of the definition, to 132, 164 and 94 for LeNet's second
 convolution (5x5, batch 32), its transpose and its kernel gradient, where those above come to 55, 54 and 31; for a 3x3
 one of 128 channels on maps of 16 pixels to 127, 125 and 157 instead of 96, 85 and 60. On maps of 4 and 2 pixels
-convolutions do without the products with padding.
+convolutions do without the products with padding. What is much larger than caches is done in blocks of examples: at a
+batch of 256 LeNet's second convolution then comes to 167, 142 and 147 instead of 72, 115 and 96.
 """
 
 import functools
