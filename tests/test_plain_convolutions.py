@@ -4,8 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec
 
+import jaxdtp
 from jaxdtp.models.jaxprs import inside
 from jaxdtp.models.modules import network_of
 from jaxdtp.models.plain_convolutions import fast_in_loops, has_convolutions
@@ -61,6 +64,17 @@ def test_convolutions_of_models_are_ours_where_they_can_be(kind):
         )
         for a, b in zip(ours, plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_models_with_convolutions_run_under_shard_map_and_its_checks():
+    shape = (4, 8, 8, 3)
+    x = jax.random.normal(jax.random.key(0), shape)
+    learner = jaxdtp.learner(nn.Sequential([nn.Conv(4, (3, 3)), lambda x: x.mean((1, 2))]), optax.sgd(0.1))
+    state, mesh = learner.init(jax.random.key(1), x), jax.sharding.Mesh(np.array(jax.devices()[:1]), "d")
+    divided = jax.shard_map(
+        lambda x: learner.predict(state, x), mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec("d")
+    )
+    np.testing.assert_allclose(divided(x), learner.predict(state, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU")

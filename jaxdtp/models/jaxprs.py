@@ -83,6 +83,8 @@ def _run_rewritten(jaxpr: core.Jaxpr, consts: list, args: list, wanted: Callable
     def apply(equation: core.JaxprEqn, operands: list) -> list:
         if wanted(equation):
             return [change(equation, *operands)]
+        if not any(holds(inner, wanted) for inner in inside(equation)):
+            return evaluate(jaxpr, equation, operands)
         if equation.primitive.name in ("jit", "pjit"):
             return _run_rewritten(*opened(equation), operands, wanted, change)
         return evaluate(jaxpr, equation.replace(params=within(equation.params)), operands)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend import core
 
 from jaxdtp.models import jaxprs
@@ -59,6 +60,8 @@ def _is_conv(equation: core.JaxprEqn) -> bool:
         # Winograd's algorithm is for single precision at least.
         and x.dtype == kernel.dtype == y.dtype
         and x.dtype in ("float32", "float64")
+        # Nor can its primitive say how JAX's explicit sharding, or the checks of `jax.shard_map`, divide its result.
+        and all(aval.strip_weak_type() == ShapedArray(aval.shape, aval.dtype) for aval in (x, kernel, y))
     )
 
 
