@@ -95,8 +95,7 @@ def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _plain_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
     x = jax.ShapeDtypeStruct((*y.shape[:3], kernel.shape[2]), y.dtype)
-    (result,) = jax.linear_transpose(lambda x: _plain_conv(x, kernel), x)(y)
-    return result
+    return _transposed(lambda x: _plain_conv(x, kernel), x, y)
 
 
 def _plain_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
@@ -105,7 +104,12 @@ def _plain_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: boo
     `transpose` tells whether it is wanted beside `conv_transpose(y, kernel)` or `conv(x, kernel)`, to share their work.
     """
     kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1], y.shape[-1]), x.dtype)
-    (result,) = jax.linear_transpose(lambda kernel: _plain_conv(x, kernel), kernel)(y)
+    return _transposed(lambda kernel: _plain_conv(x, kernel), kernel, y)
+
+
+def _transposed(f: Callable, like: jax.ShapeDtypeStruct, y: jax.Array) -> jax.Array:
+    """What the transpose of the linear map f, of an argument like that, makes of y."""
+    (result,) = jax.linear_transpose(f, like)(y)
     return result
 
 
@@ -134,13 +138,17 @@ def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool)
         seen, written = (y, x) if transpose else (x, y)
         to_kernels = functools.partial(_winograd_kernels, transpose)
         kernels = jax.eval_shape(to_kernels, kernel)
-        products = lambda seen: lambda kernels: _winograd_products(seen, kernels)  # noqa: E731
-        of_block = lambda seen, written: jax.linear_transpose(products(seen), kernels)(written)[0]  # noqa: E731
-        return jax.linear_transpose(to_kernels, kernel)(_sum_of_blocks(of_block, blocks, seen, written))[0]
+
+        def by_winograd(seen, written):
+            return _transposed(lambda kernels: _winograd_products(seen, kernels), kernels, written)
+
+        return _transposed(to_kernels, kernel, _sum_of_blocks(by_winograd, blocks, seen, written))
     if _suits_windows(x, shape, 16):
-        products = lambda x: lambda kernel: _product_of_windows(x, kernel)  # noqa: E731
-        of_block = lambda x, y: jax.linear_transpose(products(x), kernel)(y)[0]  # noqa: E731
-        return _sum_of_blocks(of_block, blocks, x, y)
+
+        def by_windows(x, y):
+            return _transposed(lambda kernel: _product_of_windows(x, kernel), kernel, y)
+
+        return _sum_of_blocks(by_windows, blocks, x, y)
 
     # Not the transpose of the sum over taps, which would transpose each product again.
     def by_tap(x, y):
