@@ -130,7 +130,6 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     """A block of a model (see `network_of`) with inputs like x; its feedback map is derived, or its own."""
     own = model.feedback if isinstance(model, OwnFeedback) else None
     functions = functions_of(model.module if own is not None else model, name)
-    functions = functions._replace(apply=with_fast_convolutions(functions.apply))
     key = jax.random.key(0)
     called = f"module {name}: can't be called with an input of shape {x.shape}"
     allowed = "one array to one array, of shape [batch, ...]"
@@ -144,6 +143,7 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     in_evaluation = lambda params, state, x: functions.apply(params, state, x, None)  # noqa: E731
     allowed = "no other collections and random numbers than in training; it is told by a field or an argument "
     _shapes(f"{called} in evaluation", allowed + ", ".join(TRAINING), in_evaluation, params, state, x)
+    functions = functions._replace(apply=with_fast_convolutions(functions.apply, params, state, x, key))
 
     def forward(params: Any, x: jax.Array, context: Context = EVALUATION) -> tuple[jax.Array, Any, Any]:
         if not context.state and state:
@@ -175,13 +175,15 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
         feedback = own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {})
         return params, _in_precision(feedback), state
 
-    back = jax.eval_shape(lambda key, y, sown: backward(init_both(key)[1], (y, sown)), key, y, sown)
+    feedback = jax.eval_shape(init_both, key)[1]
+    back = jax.eval_shape(backward, feedback, (y, sown))
     if back.shape != x.shape:
         raise ValueError(
             f"module {name}: its feedback {type(own).__name__} gives shape {back.shape} for an output of shape "
             f"{y.shape}; allowed: {x.shape}, that of the module's input"
         )
     gate = lambda y, switches: (y, switches)  # noqa: E731
+    backward = with_fast_convolutions(backward, feedback, (y, sown))
     return Block(name, *shapes, jax.jit(init_both), forward, gate, backward, dtype=x.dtype)
 
 
@@ -286,7 +288,7 @@ def _feedback_function(module: nn.Module) -> Callable[[Any, tuple[jax.Array, Any
     def project(params: Any, h: tuple[jax.Array, Any]) -> jax.Array:
         return _wide(module.apply({"params": params}, *_arguments(module, *h)))
 
-    return with_fast_convolutions(project)
+    return project
 
 
 def _arguments(feedback: nn.Module, y: jax.Array, sown: Any) -> tuple:

@@ -9,6 +9,7 @@ training within a step, it has other kernel gradients (`fast_in_loops`).
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from jaxdtp.models import jaxprs
 from jaxdtp.models.convolution import conv
 
 
-def with_fast_convolutions(f: Callable) -> Callable:
-    """f with `convolution.conv` in place of convolutions that are the same: of stride 1, that keep height and width."""
-    if jax.default_backend() != "cpu":
+def with_fast_convolutions(f: Callable, *like: Any) -> Callable:
+    """f with `convolution.conv` in place of convolutions that are the same: of stride 1, that keep height and width.
+    Without these, for arguments like those given, f itself, which isn't traced once more each time."""
+    if jax.default_backend() != "cpu" or not jaxprs.holds(jax.make_jaxpr(f)(*like).jaxpr, _is_conv):
         return f
     return jaxprs.rewritten(f, _is_conv, lambda equation, x, kernel: conv(x, kernel))
 
