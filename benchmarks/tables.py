@@ -117,14 +117,6 @@ ROWS = [
     ),
     *_rows(
         LDRL,
-        "VGG, CIFAR-10 (JPEG copy)",
-        "vgg_cifar10",
-        "cifar10_vgg_fast",
-        {"ldrl_fast": 0.894, "bp": 0.890},
-        *_cosine(30, 5),
-    ),
-    *_rows(
-        LDRL,
         "VGG, CIFAR-10 (JPEG copy), 90 epochs",
         "vgg_cifar10_full",
         "cifar10_vgg_fast",
