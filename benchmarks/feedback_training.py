@@ -29,6 +29,7 @@ BLOCKS = {"L-DRL": ("ldrl", "elu"), "DTP": ("dtp", "elu"), "L-DRL, matched slope
 LAYERS = {"fast L-DRL": "ldrl_fast", "weight mirror": "weight_mirror", "Kolen-Pollack": "kp"}
 SYMMETRIC = {"symmetric": "elu", "symmetric, matched slope": "matched"}
 LABELS = {"weight_angle": "angle (degrees)", "weight_distance": "relative distance"}
+LINES = {"L-DRL, matched slope": ":"} | dict.fromkeys(LAYERS, "--")
 
 
 def by_layers(network: frozen.Network) -> frozen.Network:
@@ -70,10 +71,11 @@ def plot_curves(curves: dict[str, list], setting: frozen.Setting, title: str) ->
             for kind, of_seeds in curves.items():
                 values = np.array([of_one[metric][block.name] for of_one in of_seeds])
                 mean, spread = values.mean(axis=0), values.std(axis=0)
-                (line,) = panel.plot(positions, mean, "-" if kind in BLOCKS else "--", label=kind)
+                (line,) = panel.plot(positions, mean, LINES.get(kind, "-"), label=kind)
                 panel.fill_between(positions, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
-            panel.set_ylim(0)
             style(panel)
+    axes[0, 0].set_ylim(0, 100)
+    axes[1, 0].set_yscale("log")
     for top, bottom, block in zip(*axes, blocks, strict=True):
         top.set_title(block.name)
         bottom.set_xlabel("feedback iterations on one batch")

@@ -169,7 +169,7 @@ def train_layers(
 def title(text: str, setting: Setting, quick: bool) -> str:
     """A figure's title, which says what was run."""
     iterations = " / ".join(f"{count:,}" for count in setting.iterations)
-    run = f"LeNet on CIFAR-10, batch {setting.batch_size}, {iterations} feedback iterations, {setting.seeds} seeds"
+    run = f"LeNet on CIFAR-10, batch {setting.batch_size}, {iterations} feedback iterations, seeds: {setting.seeds}"
     return f"{text}\n{run}" + ("\nQUICK RUN, not the published setting" if quick else "")
 
 
