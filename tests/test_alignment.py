@@ -1,5 +1,9 @@
 """Alignment measures against dense Jacobians, closed forms and the published implementation; the test helpers."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,10 +208,34 @@ def test_gauss_newton_targets_reach_the_output_target():
         expected = jnp.einsum("bfo,bo->bf", jnp.linalg.pinv(jacobian), change)
         np.testing.assert_allclose(step, expected, rtol=1e-6, atol=1e-12)
 
+    (only,) = alignment.gauss_newton_targets(network[-1:], forward, passes[-1:], target, damping=0.0)
+    np.testing.assert_array_equal(only, target)
+
     damped = alignment.gauss_newton_targets(network, forward, passes, target, damping=1e6)
     references = alignment.backprop_targets(network, forward, passes, target)
     for match in alignment.target_matching(network, passes, damped, references).values():
         assert match.angle < 1e-3
+
+
+ON_TWO_CORES = """
+import os
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax
+from jaxdtp import alignment
+from jaxdtp.models import networks
+network = networks.mlp((8,), 10, hidden=(16,) * 6)
+forward, _ = networks.init(network, jax.random.key(0))
+passes = networks.forward_passes(network, forward, jax.random.normal(jax.random.key(1), (640, 8)))
+for _ in range(100):
+    jax.block_until_ready(alignment.gauss_newton_targets(network, forward, passes, passes[-1].output + 0.01, 1e-4))
+"""
+
+
+def test_gauss_newton_targets_of_a_large_batch_end_on_two_cores():
+    """Where jaxlib divides a decomposition among threads, one for each block at once stopped before the tenth call."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", ON_TWO_CORES], env=environment, timeout=120, check=True)
 
 
 @pytest.mark.usefixtures("_float64")

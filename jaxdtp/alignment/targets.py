@@ -62,14 +62,22 @@ def gauss_newton_targets(
     classes = change.shape[-1]
     # Row k of J for every example, [classes, batch, *features].
     rows = jnp.broadcast_to(jnp.eye(classes, dtype=change.dtype)[:, None], (classes, *change.shape))
-    targets = [target]
+    jacobians: list[jax.Array] = []
     for block, clean in zip(network[:0:-1], passes[:0:-1], strict=True):
         (rows,) = jax.vmap(_pull_back(block, forward, clean))(rows)
-        jacobian = rows.reshape(classes, len(change), -1).swapaxes(0, 1)
-        gram = jacobian @ jacobian.swapaxes(1, 2) + damping * jnp.eye(classes, dtype=change.dtype)[None]
-        solved = jnp.linalg.solve(gram, change[..., None])[..., 0]
-        targets.insert(0, clean.input + jnp.einsum("bkf,bk->bf", jacobian, solved).reshape(clean.input.shape))
-    return targets
+        jacobians.insert(0, rows.reshape(classes, len(change), -1).swapaxes(0, 1))
+    if not jacobians:
+        return [target]
+    grams = jnp.stack([jacobian @ jacobian.mT for jacobian in jacobians])
+    # All blocks in one call: on a CPU, jaxlib's batched decompositions hold a thread each while they wait for others,
+    # and as many at once as there are threads wait for ever.
+    damped = grams + damping * jnp.eye(classes, dtype=change.dtype)
+    solved = jnp.linalg.solve(damped, change[None, ..., None])[..., 0]
+    targets = [
+        clean.input + jnp.einsum("bkf,bk->bf", jacobian, of_block).reshape(clean.input.shape)
+        for clean, jacobian, of_block in zip(passes[1:], jacobians, solved, strict=True)
+    ]
+    return [*targets, target]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "per_example"))
