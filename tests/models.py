@@ -140,3 +140,14 @@ class Cholesky(nn.Module):
         x = nn.Dense(32)(x.reshape(len(x), -1))
         factor = jnp.linalg.cholesky(x[:, :, None] * x[:, None, :] + jnp.eye(32))
         return nn.Dense(self.num_classes)(nn.tanh(jnp.einsum("bij,bj->bi", factor, x)))
+
+
+class Slow(nn.Module):
+    """A convolution, so that on the CPU each step is a call of its own, beside 70 GFLOP for nothing."""
+
+    @nn.compact
+    def __call__(self, x):
+        square = jnp.ones((2048, 2048))
+        work = jax.lax.fori_loop(0, 4, lambda _, product: product @ square / 2048, square * x.mean())
+        x = x + jax.lax.stop_gradient(work).mean()
+        return nn.Dense(10)(nn.Conv(2, (3, 3), strides=2)(x).reshape(len(x), -1))

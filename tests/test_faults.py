@@ -12,13 +12,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import TIMINGS, command, final_state, records, run, start
+from commands import ROOT, TIMINGS, command, final_state, records, run, start
 from etils import epath
 from filelock import FileLock
 
 from jaxdtp.devices.hosts import StorageError
 from jaxdtp.learning.state import TrainState
-from jaxdtp.running import checkpoints
+from jaxdtp.running import checkpoints, rounds
 from jaxdtp.running.checkpoints import Checkpoint
 from jaxdtp.system.errors import ConfigError
 
@@ -65,6 +65,25 @@ def test_a_signal_stops_saves_and_exits_4_and_the_run_goes_on(whole, tmp_path, n
     result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert_same_end(tmp_path, whole)
+
+
+def test_a_call_returns_when_its_steps_are_done(tmp_path, monkeypatch):
+    """How long it took says how many steps the next one has: all that are left, if it seems to have taken no time, and
+    until they are done no signal is seen."""
+    ready = []
+
+    def advance(*arguments, original=rounds.advance):
+        going = original(*arguments)
+        ready.append(all(total.is_ready() for total in jax.tree.leaves(going.totals)))
+        return going
+
+    monkeypatch.setattr(rounds, "advance", advance)
+    own = f"--config.network.module={ROOT}/tests/models.py:Slow"
+    short = ("--config.algorithm=bp", "--config.num_epochs=1", "--config.steps_per_epoch=3", "--config.batch_size=128")
+    result = run("digits_mlp", own, *short, f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert ready
+    assert all(ready)
 
 
 @pytest.mark.slow

@@ -199,7 +199,8 @@ def advance(run: Run, count: int, going: Going) -> Going:
     window = next(going.windows) if going.done == going.window.stop else going.window
     count = min(count, window.stop - going.done)
     with jax.enable_x64(run.config.float64):
-        state, totals, ran = going.advance(going.state, going.totals, window, going.done, count)
+        # Without waiting, a call would seem to take no time, and the next one be of all steps that are left.
+        state, totals, ran = jax.block_until_ready(going.advance(going.state, going.totals, window, going.done, count))
         ran = int(ran)
         broken = ran < count and not finite(on_host(run.groups[0], totals)).any()
     return going._replace(state=state, totals=totals, done=going.done + ran, broken=broken, window=window)
