@@ -65,7 +65,7 @@ def trainings(arguments: argparse.Namespace, deadline: float) -> list[Callable[[
     tasks = [
         partial(published.train, row, workdir, data_dir, options, deadline, keep=not small, log=True)
         for row in rows
-        if len(published.kept(row)[0]) < row.seeds
+        if published.missing(row)
     ]
     if small or wanted:
         return tasks

@@ -1,9 +1,12 @@
 """The papers' tables beside ours: `python -m benchmarks.published --data_dir=DIR` runs, or continues, what is missing.
 
-A row (`benchmarks.tables`) is one run of `python -m jaxdtp.main`, of all its seeds at once, and is kept as
-benchmarks/results/published/NAME-RULE.json; runs of other seeds, recorded as NAME-RULE-*.json, belong to it, too. Then
-the table is written: benchmarks/results/published.json, .md and .png. Without --data_dir it is written of what is
-there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`.
+    python -m benchmarks.published --data_dir=DIR --rows=lenet_mnist --seed=3
+
+runs a row again by other seeds, from 3 on. A row (`benchmarks.tables`) is one run of `python -m jaxdtp.main`, of all
+its seeds at once, and is kept as benchmarks/results/published/NAME-RULE.json; runs of other seeds, as
+NAME-RULE-seed3.json, belong to it, too. Then the table is written: benchmarks/results/published.json, .md and .png.
+Without --data_dir it is written of what is there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`,
+unless --rows names them.
 """
 
 import argparse
@@ -65,6 +68,7 @@ def train(
     options: tuple[str, ...] = (),
     deadline: float = math.inf,
     *,
+    seed: int = 0,
     keep: bool = True,
     log: bool = False,
 ) -> bool:
@@ -76,19 +80,22 @@ def train(
         data_dir: of TFDS.
         options: of the command, besides the row's.
         deadline: of `time.monotonic`, which cuts it short.
+        seed: the first one.
         keep: whether the result is recorded.
         log: whether its output goes to a file beside the run's directory.
 
     Returns:
         Whether it ended well, before the deadline.
     """
-    run, command = workdir / f"{row.name}-{row.rule}", ["-m", "jaxdtp.main", *row.command, *options]
+    name = f"{row.name}-{row.rule}" + (f"-seed{seed}" if seed else "")
+    options = (*options, *([f"--config.seed={seed}"] if seed else []))
+    run, command = workdir / name, ["-m", "jaxdtp.main", *row.command, *options]
     arguments = [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
-    code = run_until(deadline, arguments, workdir / f"{run.name}.log" if log else None)
+    code = run_until(deadline, arguments, workdir / f"{name}.log" if log else None)
     if code == 0 and keep:
         shown = " ".join(["python", *command, "--config.dataset.data_dir=DIR"])
         # In a process of its own: this one must not take a GPU's memory from the next run.
-        record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{row.name}-{row.rule}", shown]
+        record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{name}", shown]
         subprocess.run(record, check=True)
     return code == 0
 
@@ -108,6 +115,11 @@ def kept(row: Row) -> tuple[dict[int, dict], list[str]]:
         else:
             found[result["config"]["seed"]] = {"accuracy": summary[row.metric], "epochs": epochs}
     return dict(sorted(found.items())), commands
+
+
+def missing(row: Row, seed: int = 0) -> bool:
+    """Whether a row has not been run by all its seeds, from `seed` on."""
+    return not kept(row)[0].keys() >= set(range(seed, seed + row.seeds))
 
 
 def collect() -> list[dict]:
@@ -149,7 +161,7 @@ def table(lines: list[dict]) -> str:
     """The rows that have been run, in Markdown, and the names of the others."""
     text = [
         "| network and data | rule | published (%) | here (%) | seeds | epochs | p against BP | angle to BP (°) "
-        "| again by `python -m benchmarks.published` |",
+        "| again by `python -m benchmarks.published --seed=K` |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
@@ -180,10 +192,9 @@ def plot() -> plt.Figure:
     for row in ROWS:
         if results := kept(row)[0]:
             panels.setdefault(row.what, []).append((row.rule, results))
-    columns = min(4, len(panels))
-    figure, axes = plt.subplots(
-        -(-len(panels) // columns), columns, figsize=(12, 3 * -(-len(panels) // columns)), layout="constrained"
-    )
+    columns = max(1, min(4, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    figure, axes = plt.subplots(lines, columns, figsize=(12, 3 * lines), layout="constrained")
     for panel, (what, curves) in zip(np.ravel(axes), panels.items(), strict=False):
         for colour, (rule, results) in enumerate(curves):
             of_epochs = zip(*(result["epochs"] for result in results.values()), strict=True)
@@ -216,6 +227,7 @@ def main() -> None:
     names = list(dict.fromkeys(row.name for row in ROWS))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help=f"names, with commas between; allowed: {', '.join(names)}")
+    parser.add_argument("--seed", type=int, default=0, help="the first of each row's seeds (default 0)")
     parser.add_argument("--data_dir", default="", help="of TFDS; without it nothing is trained")
     parser.add_argument("--workdir", type=Path, default=Path("runs/published"), help="of the runs")
     arguments = parser.parse_args()
@@ -226,8 +238,10 @@ def main() -> None:
     print(write())
     if not arguments.data_dir:
         return
-    for row in (row for name in wanted for row in ROWS if row.name == name and not row.gpu):
-        if len(kept(row)[0]) < row.seeds and train(row, arguments.workdir, arguments.data_dir):
+    for row in (row for name in wanted for row in ROWS if row.name == name and (arguments.rows or not row.gpu)):
+        if not missing(row, arguments.seed):
+            print(f"{row.name} by {row.rule}: from seed {arguments.seed} on it is kept in {KEPT}; --seed for others")
+        elif train(row, arguments.workdir, arguments.data_dir, seed=arguments.seed):
             print(write())
 
 

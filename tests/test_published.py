@@ -1,12 +1,19 @@
 """The papers' tables: every row is a command that can run, and what is kept of it is read as it is."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from commands import ROOT
 
 from benchmarks import published, tables
 from jaxdtp import main
+from jaxdtp.configuration.config import flatten
+
+BESIDE_THE_SETTINGS = {"seed", "seeds", "dataset.data_dir", "matmul_precision", "alignment.probes"}
 
 
 @pytest.mark.parametrize("row", tables.ROWS, ids=lambda row: f"{row.name}-{row.rule}")
@@ -17,6 +24,18 @@ def test_every_row_is_a_run(row, monkeypatch):
     assert len(config.seeds) == row.seeds
     if config.forward.schedule == "cosine":
         assert config.forward.schedule_epochs <= config.num_epochs
+
+
+@pytest.mark.parametrize("row", tables.ROWS, ids=lambda row: f"{row.name}-{row.rule}")
+def test_what_is_kept_has_the_settings_of_its_row(row, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = flatten(main.parse(["jaxdtp.main", *row.command]).config)
+    name = f"{row.name}-{row.rule}"
+    for path in [*published.KEPT.glob(f"{name}.json"), *published.KEPT.glob(f"{name}-*.json")]:
+        of_run = json.loads(path.read_text())["config"]
+        assert len(of_run) > 50
+        for key in (settings.keys() & of_run.keys()) - BESIDE_THE_SETTINGS:
+            assert json.loads(json.dumps(settings[key])) == of_run[key], f"{path.name}: {key}"
 
 
 def test_rows_are_told_apart():
@@ -48,3 +67,39 @@ def test_results_of_one_seed_and_of_many_belong_to_a_row(tmp_path, monkeypatch):
     assert missing["accuracies"] == {}
     assert "| 60.00 ± 10.00 | 3 | 7 |" in published.table([line])
     assert published.table([missing]).endswith(f"Not run yet: {row.what}, by `bp`.")
+
+
+ONE_ROW = """
+short = "--config.num_epochs=1", "--config.beside=()"
+ROWS = _rows(NONE, "MLP, digits", "mlp_digits", "digits_mlp", {"bp": 0.9}, *short, gpu=True)
+"""
+
+
+def test_a_row_that_is_named_runs_again_by_other_seeds(tmp_path):
+    without = shutil.ignore_patterns("results", "__pycache__")
+    for folder in ("benchmarks", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=without)
+    kept = tmp_path / "benchmarks" / "results" / "published"
+    kept.mkdir(parents=True)
+    with (tmp_path / "benchmarks" / "tables.py").open("a") as file:
+        file.write(ONE_ROW)
+
+    def run(*options):
+        command = [sys.executable, "-m", "benchmarks.published", "--data_dir=none", *options]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "Not run yet, and too long without a GPU: MLP, digits, by `bp`." in run()
+    assert not list(kept.iterdir())
+    assert "| 1 | 1 |" in run("--rows=mlp_digits", "--seed=3")
+    assert [path.name for path in kept.iterdir()] == ["mlp_digits-bp-seed3.json"]
+    result = json.loads((kept / "mlp_digits-bp-seed3.json").read_text())
+    assert result["config"]["seed"] == 3
+    assert result["command"].endswith("--config.seeds=1 --config.seed=3 --config.dataset.data_dir=DIR")
+    begun = (kept / "mlp_digits-bp-seed3.json").stat().st_mtime_ns
+    assert "mlp_digits by bp: from seed 3 on it is kept" in run("--rows=mlp_digits", "--seed=3")
+    assert (kept / "mlp_digits-bp-seed3.json").stat().st_mtime_ns == begun
+    rows = json.loads((tmp_path / "benchmarks" / "results" / "published.json").read_text())
+    assert list(rows[0]["accuracies"]) == ["3"]
