@@ -192,23 +192,27 @@ def plot() -> plt.Figure:
     for row in ROWS:
         if results := kept(row)[0]:
             panels.setdefault(row.what, []).append((row.rule, results))
+    dark_and_light = plt.colormaps["tab20"].colors
+    rules = dict.fromkeys(rule for curves in panels.values() for rule, _ in curves)
+    colours = dict(zip(rules, (*dark_and_light[::2], *dark_and_light[1::2]), strict=False))
     columns = max(1, min(4, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     figure, axes = plt.subplots(lines, columns, figsize=(12, 3 * lines), layout="constrained")
     for panel, (what, curves) in zip(np.ravel(axes), panels.items(), strict=False):
-        for colour, (rule, results) in enumerate(curves):
+        for rule, results in curves:
             of_epochs = zip(*(result["epochs"] for result in results.values()), strict=True)
             records = [over_seeds(dict(zip(results, of_epoch, strict=True))) for of_epoch in of_epochs]
-            look = {"color": f"C{colour}", "markersize": 3, "linewidth": 1, "label": RULES.get(rule, rule)}
+            look = {"color": colours[rule], "markersize": 3, "linewidth": 1}
             curve(panel, records, "validation_top1", 100, "o-" if len(records) < 20 else "-", **look)
         panel.set_title(what.removesuffix(", top-5"), fontsize="small")
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.legend(frameon=False, fontsize="small")
         style(panel)
     for panel in np.ravel(axes)[len(panels) :]:
         panel.axis("off")
     figure.supylabel("validation accuracy (%)")
+    shown = [plt.Line2D([], [], color=colour, label=RULES.get(rule, rule)) for rule, colour in colours.items()]
+    figure.legend(handles=shown, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
