@@ -65,7 +65,7 @@ def trainings(arguments: argparse.Namespace, deadline: float) -> list[Callable[[
     tasks = [
         partial(published.train, row, workdir, data_dir, options, deadline, keep=not small, log=True)
         for row in rows
-        if published.missing(row)
+        if published.is_missing(row)
     ]
     if small or wanted:
         return tasks

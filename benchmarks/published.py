@@ -117,7 +117,7 @@ def kept(row: Row) -> tuple[dict[int, dict], list[str]]:
     return dict(sorted(found.items())), commands
 
 
-def missing(row: Row, seed: int = 0) -> bool:
+def is_missing(row: Row, seed: int = 0) -> bool:
     """Whether a row has not been run by all its seeds, from `seed` on."""
     return not kept(row)[0].keys() >= set(range(seed, seed + row.seeds))
 
@@ -243,7 +243,7 @@ def main() -> None:
     if not arguments.data_dir:
         return
     for row in (row for name in wanted for row in ROWS if row.name == name and (arguments.rows or not row.gpu)):
-        if not missing(row, arguments.seed):
+        if not is_missing(row, arguments.seed):
             print(f"{row.name} by {row.rule}: from seed {arguments.seed} on it is kept in {KEPT}; --seed for others")
         elif train(row, arguments.workdir, arguments.data_dir, seed=arguments.seed):
             print(write())
