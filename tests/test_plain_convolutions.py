@@ -9,9 +9,22 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import jaxdtp
+from jaxdtp.devices.parallel import divide_batch, make_mesh
 from jaxdtp.models.jaxprs import inside
 from jaxdtp.models.modules import network_of
 from jaxdtp.models.plain_convolutions import fast_in_loops, has_convolutions
+
+
+class Repeated(nn.Module):
+    """Three convolutions of their own parameters, one after the other in a loop."""
+
+    @nn.compact
+    def __call__(self, x):
+        def layer(module, x):
+            return nn.tanh(nn.Conv(4, (3, 3))(x)), ()
+
+        return nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(self, x)[0]
+
 
 CONVOLUTIONS = {
     "3x3": (nn.Conv(6, (3, 3)), (3, 8, 7, 4)),
@@ -25,6 +38,7 @@ CONVOLUTIONS = {
     "3d": (nn.Conv(2, (2, 2, 2), strides=2), (2, 4, 4, 4, 3)),
     "patches": (nn.Conv(6, (4, 4), strides=4, padding="VALID"), (3, 8, 8, 4)),
     "remat": (nn.remat(nn.Conv)(6, (3, 3)), (3, 8, 7, 4)),
+    "scan": (Repeated(), (3, 8, 7, 4)),
 }
 
 
@@ -56,7 +70,10 @@ def test_convolutions_of_models_are_ours_where_they_can_be(kind):
         (block,) = network_of(module, x)
         params, _, _ = block.init(jax.random.key(1))
         forward = lambda params, x: block.forward(params, x)[0]  # noqa: E731
-        assert has_convolutions(jax.make_jaxpr(forward)(params, x).jaxpr) == (kind not in ("3x3", "remat"))
+        # In a run the batch is divided on a mesh, also where there is one device.
+        divided = lambda params, x: forward(params, divide_batch(make_mesh(), x))  # noqa: E731
+        for program in (forward, divided):
+            assert has_convolutions(jax.make_jaxpr(program)(params, x).jaxpr) == (kind not in ("3x3", "remat", "scan"))
         y, pull_back = jax.vjp(forward, params, x)
         reference, pull_back_plain = jax.vjp(lambda params, x: module.apply({"params": params}, x), params, x)
         ours, plain = (

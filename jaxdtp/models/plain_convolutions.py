@@ -63,8 +63,14 @@ def _is_conv(equation: core.JaxprEqn) -> bool:
         and x.dtype == kernel.dtype == y.dtype
         and x.dtype in ("float32", "float64")
         # Nor can its primitive say how JAX's explicit sharding, or the checks of `jax.shard_map`, divide its result.
-        and all(aval.strip_weak_type() == ShapedArray(aval.shape, aval.dtype) for aval in (x, kernel, y))
+        and all(map(_left_to_compiler, (x, kernel, y)))
     )
+
+
+def _left_to_compiler(array: ShapedArray) -> bool:
+    """Whether it is the compiler that decides how an array is divided among devices, with or without a mesh."""
+    automatic = all(kind == jax.sharding.AxisType.Auto for kind in array.sharding.mesh.axis_types)
+    return automatic and array.strip_weak_type() == ShapedArray(array.shape, array.dtype, sharding=array.sharding)
 
 
 def _is_kernel_gradient(equation: core.JaxprEqn) -> bool:
