@@ -18,6 +18,7 @@ import runpy
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> int:
             if arguments.mode == "eval":
                 say(summary_table(evaluate_best(arguments.config, workdir)))
                 return
-            beside.prepare(workdir, arguments.beside)
+            beside.prepare(workdir, arguments.config, arguments.beside)
             summary = train_and_evaluate(arguments.config, workdir)
             say(summary_table(summary))
             if arguments.beside:
@@ -351,8 +352,8 @@ def importing_from(directory: Path) -> Iterator[None]:
 
 
 def default_workdir(config_file: str) -> epath.Path:
-    """A fresh directory under runs/, named after the config file and the time."""
-    return epath.Path("runs", f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    """A fresh directory under runs/, named after the config file and the time; commands may begin in one second."""
+    return epath.Path("runs", f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,6 +11,8 @@ import stand_in
 
 import jaxdtp
 from jaxdtp.system import compiled
+from jaxdtp.system.errors import ConfigError
+from jaxdtp.system.places import cache_home
 
 SCRIPT = """
 import sys
@@ -73,6 +76,18 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with compiled.kept_programs():
         assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with compiled.kept_programs():
+        assert jax.config.jax_compilation_cache_dir is None
+    with pytest.raises(ConfigError, match=r"config.dataset.cache_dir: Could not determine home directory"):
+        cache_home()
 
 
 def test_settings_are_as_before_after_a_run_that_fails(tmp_path):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, final_state, records, run
+from filelock import FileLock
 
 import jaxdtp
 from jaxdtp import main
@@ -88,6 +89,69 @@ def test_rules_beside_each_other_are_one_command(tmp_path, capsys):
         == 0
     )
     assert not (alone / "beside").exists()
+
+
+def test_a_refused_command_changes_nothing(tmp_path):
+    """Neither what a workdir knows of its run, nor which rules it will train beside it."""
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
+    for name, classes in (("mine", 3), ("others", 4)):
+        np.savez(tmp_path / f"{name}.npz", x_train=pixels, y_train=np.arange(60) % classes)
+    (tmp_path / "config.py").write_text(
+        "from jaxdtp import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.algorithm, config.beside, config.num_epochs, config.batch_size = 'bp', ('fa',), 1, 16\n"
+        "    config.network.hidden, config.dataset.name = (8,), 'npz'\n"
+        f"    config.dataset.data_dir = '{tmp_path}/mine.npz'\n"
+        "    return config\n"
+    )
+    workdir = tmp_path / "run"
+
+    def code(*arguments):
+        return main.main(["jaxdtp", f"--workdir={workdir}", *arguments])
+
+    mine = f"--config={tmp_path}/config.py"
+    assert code(mine, "--config.algorithm=bp") == 0
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert code(mine, "--config.batch_size=20") == 2
+    for mode in ("train", "eval"):
+        assert code(f"--mode={mode}", f"--config.dataset.data_dir={tmp_path}/others.npz") == 2
+    with FileLock(workdir / "lock"):
+        assert code(mine) == 2
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    assert code() == 0
+
+
+def test_a_model_that_has_changed_since_is_told(tmp_path, capsys):
+    """Its checkpoints aren't damaged, and stay where they are."""
+    model = tmp_path / "own.py"
+    line = "import flax.linen as nn\ndef net():\n    return nn.Sequential([lambda x: x.reshape(len(x), -1), {}])\n"
+    model.write_text(line.format("nn.Dense(8), nn.Dense(10)"))
+    short = ["jaxdtp", f"--workdir={tmp_path}/run", *SHORT]
+    config = [f"--config={ROOT}/configs/digits_mlp.py", f"--config.network.module={model}:net"]
+    assert main.main([*short, *config, "--config.algorithm=bp", "--config.num_epochs=1"]) == 0
+    for layers, words in (
+        ("nn.Dense(16), nn.Dense(10)", "there float32[64, 8], here float32[64, 16]"),
+        ("nn.Dense(8), nn.Dense(8), nn.Dense(10)", ""),
+    ):
+        model.write_text(line.format(layers))
+        for arguments in (["--config.num_epochs=2"], ["--mode=eval"]):
+            capsys.readouterr()
+            assert main.main([*short, *arguments]) == 2
+            told = capsys.readouterr().err
+            assert "the checkpoint of step 10 in " in told
+            assert "is of another model (" in told
+            assert words in told
+    assert not (tmp_path / "run" / "damaged").exists()
+    model.write_text(line.format("nn.Dense(8), nn.Dense(10)"))
+    assert main.main([*short, "--config.num_epochs=2"]) == 0
+
+
+def test_evaluation_before_the_first_epoch_has_ended(tmp_path):
+    assert run("digits_mlp", *SHORT, "--config.num_epochs=1", f"--workdir={tmp_path}").returncode == 0
+    (tmp_path / "metrics.jsonl").unlink()
+    result = run("digits_mlp", *SHORT, "--config.num_epochs=1", f"--workdir={tmp_path}", "--mode=eval")
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_home_directory_counts(tmp_path, monkeypatch, capsys):

@@ -8,19 +8,22 @@ import resource
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, TIMINGS, command, final_state, records, run, start
+from commands import ROOT, TIMINGS, command, final_state, records, run, short_config, start
 from etils import epath
 from filelock import FileLock
 
 from jaxdtp.devices.hosts import StorageError
 from jaxdtp.learning.state import TrainState
-from jaxdtp.running import checkpoints, rounds
+from jaxdtp.running import checkpoints, rounds, train
 from jaxdtp.running.checkpoints import Checkpoint
+from jaxdtp.system import lease, storage
 from jaxdtp.system.errors import ConfigError
+from jaxdtp.system.signals import StoppedError
 
 # Streamed batch by batch, so that a step is a call of its own, and signals stop a run within an epoch.
 SHORT = ("--config.num_epochs=2", "--config.batch_size=8", "--config.dataset.device_megabytes=0")
@@ -65,6 +68,40 @@ def test_a_signal_stops_saves_and_exits_4_and_the_run_goes_on(whole, tmp_path, n
     result = run("digits_mlp", *SHORT, f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "write_summary"])
+def test_a_signal_at_the_end_of_a_run_stops_what_would_follow(tmp_path, monkeypatch, moment):
+    """After the last step, where nothing looks at signals any more; and the same command goes on from there."""
+    undisturbed = getattr(train, moment)
+
+    def disturbed(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return undisturbed(*arguments)
+
+    config = short_config("bp", 2, num_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, moment, disturbed)
+        with pytest.raises(StoppedError, match="SIGTERM: stopped and saved after "):
+            train.train_and_evaluate(config, tmp_path)
+    assert train.train_and_evaluate(config, tmp_path)["epochs"] == 1
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    path = epath.Path(tmp_path / "file")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda index: storage.write(path, str(index % 10) * 10_000), range(400)))
+    assert len(path.read_text()) == 10_000
+    assert len(set(path.read_text())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_processes_where_the_system_does_not_say_when_they_began(monkeypatch):
+    """As macOS, which has no /proc."""
+    monkeypatch.setattr(lease, "_start_of", lambda process: None)
+    ours = lease.this_process()
+    assert lease.still_runs(ours)
+    assert not lease.still_runs(ours | {"process": 2**22 + 1})
 
 
 def test_a_call_returns_when_its_steps_are_done(tmp_path, monkeypatch):

@@ -259,6 +259,37 @@ def test_what_is_named_elsewhere_is_no_training_data(first, second, seed, role):
     assert seen[1 if role == "validation" else 2] == set(range(round(0.4 * low), round(0.4 * high)))
 
 
+def test_testing_takes_nothing_that_trains_or_chooses():
+    parts = {"train": slice(0, 20), "validation": slice(20, 30), "test": slice(30, 40)}
+    pairs = {name: (IMAGES[part], LABELS[part]) for name, part in parts.items()}
+    for names in (
+        {"train_split": "train+validation"},
+        {"validation_split": "validation[:50%]"},
+        {"validation_split": "test[:50%]"},
+        {"train_split": "train[:50%]+test[:50%]", "validation_split": "validation"},
+    ):
+        for splits in (("train", "validation"), ("train", "validation", "test")):
+            if "test" not in splits and "test" in str(names):
+                continue
+            config = group("digits", "/nowhere/data", **names)
+            dataset = data.load(config, 0, {name: pairs[name] for name in splits})
+            seen = [{image.tobytes() for image in everything(split).images} for split in dataset[:3]]
+            assert seen[2]
+            assert not seen[2] & (seen[0] | seen[1])
+
+
+def test_labels_that_are_no_classes_are_told():
+    """Such as hashes and identities: each would have an output of the network."""
+    labels = np.where(np.arange(40) == 3, 2**31 - 2, 0)
+    words = ("example 3 of ", "has label 2147483646; allowed: labels 0 to 999999")
+    refusal(lambda: data.load(group("digits", "/nowhere/data", validation_fraction=0.0), 0, (IMAGES, labels)), *words)
+
+
+def test_pictures_of_different_sizes_as_a_pair_are_told():
+    pair = ([IMAGES[0], IMAGES[1][:3]], [0, 1])
+    refusal(lambda: data.load(group("digits", "/nowhere/data"), 0, pair), "can't be made arrays (")
+
+
 class Source:
     """Random access as Grain's and PyTorch's sources have it."""
 

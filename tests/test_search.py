@@ -135,9 +135,21 @@ def test_other_searches_and_runs_are_left_alone(space, tmp_path):
     result = search(space, tmp_path / "t", 2, "--config.dataset.validation_fraction=0.0")
     assert result.returncode == 2
     assert "config.dataset.validation_fraction: got 0.0" in result.stderr
+    for name, words in (("a?b", "with ?; allowed: without"), ("best.py/s", "can't use ")):
+        result = search(space, tmp_path / "s" / name, 2)
+        assert result.returncode in (2, 5)
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
     result = search(tmp_path / "none.py", tmp_path / "t", 2)
     assert result.returncode == 2
     assert "allowed: a file that defines get_space(trial), or one of drl, feedback, inverse, lenet, tp" in result.stderr
+
+
+def test_a_space_in_which_nothing_varies(tmp_path):
+    (tmp_path / "space.py").write_text("def get_space(trial):\n    return {'beta': 0.5}\n")
+    result = search(tmp_path / "space.py", tmp_path / "s", 2)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "s" / "plots").iterdir()] == ["history.png"]
 
 
 def test_what_fails_counts_with_its_reason(tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxdtp.configuration.allowed import LARGEST
 from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
 from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_size, first_line, select
@@ -97,16 +98,18 @@ def load_for_seeds(config: ConfigDict, seeds: Sequence[int], data: Data = None) 
     wanted = {
         "train": config.train_split or "train",
         "validation": config.validation_split,
-        "test": config.test_split or test_split_of(found, config.validation_split),
+        "test": config.test_split,
     }
     chosen = {role: select(found, split, f"{role}_split") for role, split in wanted.items() if split}
+    if "test" not in chosen and (split := test_split_of(found, [config.train_split, config.validation_split])):
+        wanted["test"], chosen["test"] = split, found.splits[split]
     size = size_of(config, found.name, list(chosen.values()))
     prefix, number = found.name.replace("/", "-"), len(found.classes) if found.classes else None
     read_in = {}
     for role, stored in chosen.items():
         name = f"{prefix}-{re.sub(r'[^a-z0-9]+', '_', wanted[role].lower())}"
         read_in[role] = arrays(name, stored, size, number, config.cache_dir)
-    classes = found.classes or _classes(read_in["train"][1])
+    classes = found.classes or _classes(chosen["train"], read_in["train"][1])
     splits = {
         role: Split(images, _numbers(chosen[role], labels, classes), np.arange(len(labels)))
         for role, (images, labels) in read_in.items()
@@ -169,14 +172,17 @@ def find(config: ConfigDict, data: Data = None) -> Found:
     return tfds.find(config)
 
 
-def test_split_of(found: Found, validation_split: str) -> str:
+def test_split_of(found: Found, chosen: list[str]) -> str:
     """The split to test on: 'test' or, where there is none with labels, 'validation'; '' for a part of the training
-    data."""
+    data. `chosen` are those that a configuration names for training and validation, of which it takes nothing."""
     labelled = [name for name in ("test", "validation") if name in found.splits and _has_labels(found, name)]
-    usable = [name for name in labelled if name != validation_split]
+    taken = {name for split in chosen if split for name, _, _ in found.parts(split)}
+    usable = [name for name in labelled if name not in taken]
     if "test" in usable:
         return "test"
-    why = "without labels" if "test" in found.splits else "not there"
+    why = "not there"
+    if "test" in found.splits:
+        why = "taken by others" if "test" in labelled else "without labels"
     instead = "the validation split" if usable else f"a fixed part (1/{TEST_SHARE}) of the training data"
     say(f"{found.name}: the test split is {why}, so {instead} is for testing (config.dataset.test_split)")
     return usable[0] if usable else ""
@@ -209,11 +215,14 @@ def size_of(config: ConfigDict, name: str, chosen: list[Stored]) -> tuple[int, i
     return height, width
 
 
-def _classes(labels: np.ndarray) -> tuple[str, ...]:
+def _classes(stored: Stored, labels: np.ndarray) -> tuple[str, ...]:
     """Names for what training labels are."""
     if labels.dtype.kind == "U":
         return tuple(np.unique(labels).tolist())
-    return tuple(map(str, range(int(labels.max()) + 1)))
+    largest = int(labels.argmax())
+    if labels[largest] >= LARGEST:
+        raise bad_label(stored, largest, labels[largest], LARGEST)
+    return tuple(map(str, range(int(labels[largest]) + 1)))
 
 
 def _numbers(stored: Stored, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from jaxdtp.devices import hosts
 from jaxdtp.results import reports, statistics
-from jaxdtp.running.claim import check, remember, remembered
+from jaxdtp.running.claim import check, claim, remember, remembered
 from jaxdtp.running.rounds import DivergedError
 from jaxdtp.running.train import train_and_evaluate
 from jaxdtp.system import storage
@@ -20,22 +20,31 @@ def directory(workdir: epath.Path, rule: str) -> epath.Path:
     return workdir / "beside" / rule
 
 
-def prepare(workdir: epath.Path, configs: Configs) -> None:
+def prepare(workdir: epath.Path, own: ConfigDict, configs: Configs) -> None:
     """Write the configurations into their directories, so that `workdir` knows all of its runs from the beginning.
 
+    Args:
+        workdir: of the run by a configuration's own rule, which comes first.
+        own: its configuration, resolved.
+        configs: of the others.
+
     Raises:
-        ConfigError: one of them belongs to another configuration.
+        ConfigError: `workdir` or one of these directories belongs to another configuration, or it is in use.
     """
 
     def write():
-        for rule, config in configs.items():
-            path = directory(workdir, rule)
-            check(path, config)
-            if remembered(path) is None:
-                storage.make_directory(path)
-                remember(path, config, 0)
+        with claim(workdir, own):
+            begun = remembered(workdir) is not None
+            for rule, config in configs.items():
+                path = directory(workdir, rule)
+                if begun:
+                    check(path, config)
+                if not begun or remembered(path) is None:
+                    storage.make_directory(path)
+                    remember(path, config, 0)
 
-    hosts.together(write, first_alone=True)
+    if configs:
+        hosts.together(write, first_alone=True)
 
 
 def train(workdir: epath.Path, own: str, summary: reports.Record, configs: Configs) -> None:

@@ -147,7 +147,9 @@ def _first_intact(directory: epath.Path, steps: list[int], like: Any) -> Checkpo
         try:
             with storage.local_copy(directory / str(step)) as path:
                 return _restore(path, like)
-        except Exception as error:  # whatever Orbax raises for whatever is wrong
+        except ConfigError:
+            raise
+        except Exception as error:
             if not is_local(directory) and of_storage(error):
                 raise
             why = one_line(str(error))
@@ -167,8 +169,31 @@ def _restore(path: Path, like: Any) -> Checkpoint:
         raise ValueError("its files are not as they were saved")
     host = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), like)
     ocp, checkpointer = _orbax()
-    state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(host))
+    why = ""
+    try:
+        state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(host))
+    except (ValueError, TypeError, KeyError) as error:
+        why = one_line(str(error))
+    else:
+        # Orbax gives arrays the shapes that they were saved with.
+        why = ", ".join(_differing(host, state))
+    if why:
+        raise ConfigError(
+            f"--workdir: the checkpoint of step {path.name} in {path.parent} is of another model ({why}); allowed: the "
+            "model as it was when the run was begun, or another directory"
+        )
     return Checkpoint(state, about["score"], about["progress"])
+
+
+def _differing(ours: Any, saved: Any) -> list[str]:
+    """Arrays of other shapes or types than ours, in words."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(saved), strict=True)
+    words = lambda array: f"{array.dtype}{list(array.shape)}"  # noqa: E731
+    return [
+        f"{jax.tree_util.keystr(where, simple=True, separator='/')} there {words(there)}, here {words(here)}"
+        for (where, here), there in pairs
+        if (there.shape, there.dtype) != (here.shape, here.dtype)
+    ][:3]
 
 
 def _read_about(path: epath.Path | Path) -> dict[str, Any]:

@@ -150,24 +150,25 @@ def about(dataset: Dataset) -> About:
 
 
 def describe(workdir: epath.Path, dataset: Dataset) -> None:
-    """Write what a run's model takes and gives.
+    """Write what a run's model takes and gives."""
+    storage.write(workdir / DATA, json.dumps(about(dataset)._asdict(), indent=2) + "\n")
 
-    Raises:
-        ConfigError: the run in this directory was begun on other data.
-    """
+
+def check_data(workdir: epath.Path, dataset: Dataset, fields: tuple[str, ...] = About._fields) -> None:
+    """Raise ConfigError, which names the fields of `About` that differ, where the run in `workdir` was begun on other
+    data."""
     ours = about(dataset)
     found = described(workdir) if (workdir / DATA).exists() else ours
     differing = [
-        f"{name} (there {shown(there)}, here {shown(here)})"
-        for name, there, here in zip(About._fields, found, ours, strict=True)
-        if there not in (here, None)
+        f"{name} (there {shown(getattr(found, name))}, here {shown(getattr(ours, name))})"
+        for name in fields
+        if getattr(found, name) not in (getattr(ours, name), None)
     ]
     if differing:
         raise ConfigError(
             f"config.dataset: {workdir} belongs to a run on other data: {', '.join(differing)}; allowed: the same, or "
             "another workdir"
         )
-    storage.write(workdir / DATA, json.dumps(ours._asdict(), indent=2) + "\n")
 
 
 def described(workdir: epath.Path) -> About:

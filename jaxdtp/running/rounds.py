@@ -282,7 +282,7 @@ def progress_bar(run: Run, label: str, going: dict[int, Going]) -> Iterator[Call
 
 
 def save_and_stop(run: Run, standing: Standing, where: str) -> None:
-    """Save where a run is within a round and raise StoppedError."""
+    """Save where a run is and raise StoppedError."""
 
     def save():
         check_claim(run)

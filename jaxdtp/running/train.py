@@ -34,10 +34,10 @@ from jaxdtp.running.build import (
     steps_in_epoch,
 )
 from jaxdtp.running.checkpoints import Checkpoint
-from jaxdtp.running.claim import check, claim, describe, remember
+from jaxdtp.running.claim import check, check_data, claim, describe, remember
 from jaxdtp.running.groups import Group, division, groups_of, keys_of, place_by_seed
 from jaxdtp.running.measuring import evaluate, measure
-from jaxdtp.running.rounds import Run, check_claim, round_at, train_round
+from jaxdtp.running.rounds import Run, check_claim, round_at, save_and_stop, train_round
 from jaxdtp.running.standing import Best, Standing, best_of, checkpoint_of, fresh, restore_best, standing_of
 from jaxdtp.system import storage
 from jaxdtp.system.compiled import kept_programs
@@ -154,6 +154,7 @@ def _train(
             ended = checkpoint_of(config, standing)
             together(functools.partial(write_epoch, run, tracker, records, ended), first_alone=True)
             say(reports.console_line(record), *reports.target_warnings(record))
+            stop_if_asked(run, standing, f"epoch {round.epoch}")
             after_epoch(record)
 
         if not tested:
@@ -163,6 +164,8 @@ def _train(
         begun = statistics.over_seeds(by_seed) if config.seeds else by_seed[config.seed]
         together(lambda: write_summary(config, workdir, records, summary, begun), first_alone=True)
         together(lambda: tracker.finish(reports.numbers(summary)), first_alone=True)
+        # What comes after this run mustn't begin.
+        stop_if_asked(run, standing, "the last epoch")
     return summary
 
 
@@ -178,11 +181,17 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
         As `summarise`.
 
     Raises:
-        ConfigError: `workdir` holds no checkpoint, or belongs to another configuration.
+        ConfigError: `workdir` holds no checkpoint, or belongs to another configuration; or its model is for other
+            images or classes than those of the data.
     """
     datasets = together(lambda: load_for_seeds(config.dataset, seeds_of(config), data))
     steps = steps_in_epoch(config, datasets[0])
-    together(lambda: check(workdir, config), first_alone=True)
+
+    def fitting():
+        check(workdir, config)
+        check_data(workdir, datasets[0], ("image_shape", "dtype", "classes"))
+
+    together(fitting, first_alone=True)
     network, states = start(config, datasets[0], steps)
     records = hosts.json_of_first(together(lambda: reports.read_records(workdir), first_alone=True))
     members = division(config, datasets, network, states[0])
@@ -240,6 +249,7 @@ def resume(
     like = checkpoint_of(config, begun)
 
     def read():
+        check_data(workdir, dataset)
         checkpoints.tidy(workdir)
         found = checkpoints.restore_newest(workdir, like.state) or like
         records = reports.read_records(workdir, standing_of(config, found).step)
@@ -299,6 +309,13 @@ def measured(run: Run, epoch: int, standing: Standing, *, validate: bool = False
         of_group = dict(zip(group.members, records, strict=True))
         found |= {seeds[member]: of_group[member] for member in going}
     return found
+
+
+def stop_if_asked(run: Run, standing: Standing, where: str) -> None:
+    """Save and raise StoppedError where a signal has come since the last call of a round, which looks at them, too."""
+    stop, _ = hosts.agree(bool(run.stops), 0)
+    if stop:
+        save_and_stop(run, standing, where)
 
 
 def write_epoch(run: Run, tracker: Tracker, records: list[reports.Record], ended: Checkpoint) -> None:
@@ -370,7 +387,7 @@ def summarise(
             found[seeds[member]] = metrics | {"best_epoch": epochs.get(best[member].step, 0)}
     seconds = sum(record["seconds"] for record in records)
     images = sum(record["seconds"] * record["images_per_second"] for record in records)
-    cost = {"epochs": len(records), "seconds": seconds, "images_per_second": images / seconds}
+    cost = {"epochs": len(records), "seconds": seconds, "images_per_second": images / seconds if records else 0.0}
     if not config.seeds:
         return found[config.seed] | cost
     ended = {seed: metrics for seed, metrics in found.items() if str(seed) not in diverged}

@@ -13,10 +13,12 @@ import optuna
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
+from sqlalchemy.exc import SQLAlchemyError
 
 from jaxdtp import data
 from jaxdtp.configuration.config import resolve
 from jaxdtp.devices import hosts
+from jaxdtp.devices.hosts import StorageError
 from jaxdtp.main import exit_code, importing_from, load_config, parse_overrides, shipped_configs
 from jaxdtp.search import results
 from jaxdtp.search.study import Space, check_space, configured, open_study, run_trials
@@ -51,22 +53,27 @@ def main(argv: list[str]) -> int:
         hosts.check_devices()
         config, overrides, space, source, trials, directory = parse(argv)
         base = resolve(config, overrides)
-        if not (base.dataset.validation_split or base.dataset.validation_fraction):
-            raise ConfigError(
-                "config.dataset.validation_fraction: got 0.0; allowed: more, a search chooses by validation accuracy"
-            )
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         check_space(config, space, overrides)
         # Before anything is written.
-        data.load(base.dataset, base.seed)
-        study = open_study(directory, base, source)
-        say(f"search in {directory}: {trials} trials of {base.algorithm} on {base.dataset.name}")
+        if not len(data.load(base.dataset, base.seed).validation.rows):
+            raise ConfigError(
+                f"config.dataset.validation_fraction: got {base.dataset.validation_fraction}, which gives no examples; "
+                "allowed: more, a search chooses by validation accuracy"
+            )
         try:
-            run_trials(study, directory, base, config, space, overrides, trials)
-        finally:
-            best = results.completed(study)
-            chosen = configured(config, space, best[0], overrides) if best else None
-            results.write(study, directory, chosen, " ".join(["python -m jaxdtp.search", *argv[1:]]))
+            study = open_study(directory, base, source)
+            say(f"search in {directory}: {trials} trials of {base.algorithm} on {base.dataset.name}")
+            try:
+                run_trials(study, directory, base, config, space, overrides, trials)
+            finally:
+                best = results.completed(study)
+                chosen = configured(config, space, best[0], overrides) if best else None
+                results.write(study, directory, chosen, " ".join(["python -m jaxdtp.search", *argv[1:]]))
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
+            raise StorageError(
+                f"--workdir: can't use {directory} ({described(error)}); allowed: a writable directory with room"
+            ) from error
         say(*results.table(study))
         if best:
             say(f"  the best configuration: {directory / 'best.py'}")

@@ -120,8 +120,11 @@ def get_config():
 
 
 def figures(study: optuna.Study) -> dict[str, Figure]:
-    """History, slices along each setting, parallel coordinates and, of enough trials, importances."""
-    drawn = {"history": _history(study), "slices": _slices(study), "parallel": _parallel(study)}
+    """History and, where settings vary, slices along each of them, parallel coordinates and, of enough trials,
+    importances."""
+    drawn = {"history": _history(study)}
+    if _varied(completed(study)):
+        drawn |= {"slices": _slices(study), "parallel": _parallel(study)}
     importances = _importances(study)
     return drawn | ({"importance": importances} if importances else {})
 

@@ -88,8 +88,15 @@ def open_study(directory: epath.Path, config: ConfigDict, source: str) -> optuna
 
     Raises:
         ConfigError: it belongs to another configuration or space.
+        OSError, sqlalchemy.exc.SQLAlchemyError: it can't be written.
     """
     wanted = json.loads(json.dumps({"config": flatten(config), "space": source}))
+    # Of a database's URL, which its path is a part of.
+    if found := set("?#%{}") & set(os.path.abspath(directory)):
+        raise ConfigError(
+            f"--workdir: got {os.path.abspath(directory)}, with {' '.join(sorted(found))}; allowed: without, for a "
+            "search's database"
+        )
     storage.make_directory(directory)
     with locked(directory):
         path = directory / IDENTITY

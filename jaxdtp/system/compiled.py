@@ -16,6 +16,7 @@ import jax
 import jaxlib
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxdtp.system.errors import ConfigError
 from jaxdtp.system.places import cache_home
 
 MOST_BYTES = 2e9
@@ -26,9 +27,11 @@ MIN_SECONDS = 0.02
 @contextlib.contextmanager
 def kept_programs() -> Iterator[None]:
     """Meanwhile what is compiled is kept, and what has been kept isn't compiled again."""
-    directory = cache_home() / "compiled" / f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{_processor()}"
     settings = jax.config.values
-    if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"] or not _ready(directory):
+    directory = None
+    if settings["jax_enable_compilation_cache"] and not settings["jax_compilation_cache_dir"]:
+        directory = _ready(f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{_processor()}")
+    if directory is None:
         yield
         return
     ours = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS}
@@ -47,9 +50,10 @@ def _set(values: dict) -> None:
     compilation_cache.reset_cache()
 
 
-def _ready(directory: Path) -> bool:
-    """Make the directory, and room in all of them; False where nothing can be written."""
+def _ready(name: str) -> Path | None:
+    """Make the directory, and room in all of them; None where nothing can be written."""
     try:
+        directory = cache_home() / "compiled" / name
         directory.mkdir(parents=True, exist_ok=True)
         files = [(max(stat.st_atime, stat.st_mtime), stat.st_size, path) for path, stat in _files(directory.parent)]
         excess = sum(size for _, size, _ in files) - MOST_BYTES
@@ -58,9 +62,9 @@ def _ready(directory: Path) -> bool:
                 break
             path.unlink(missing_ok=True)
             excess -= size
-    except OSError:
-        return False
-    return True
+    except (OSError, ConfigError):
+        return None
+    return directory
 
 
 def _files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -121,7 +121,10 @@ def is_here(identity: dict[str, Any]) -> bool:
 
 def still_runs(identity: dict[str, Any]) -> bool:
     """Whether a process, as from `this_process`, may be running: those of other machines may."""
-    return not is_here(identity) or _start_of(identity.get("process")) == identity.get("start")
+    if not is_here(identity):
+        return True
+    process, start = identity.get("process"), identity.get("start")
+    return _exists(process) if start is None else _start_of(process) == start
 
 
 def _boot() -> str:
@@ -132,8 +135,22 @@ def _boot() -> str:
         return ""
 
 
+def _exists(process: Any) -> bool:
+    """Whether there may be such a process on this machine, for systems that don't tell when it began (macOS)."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, TypeError):  # another user's, for one
+        return True
+    return True
+
+
 def _start_of(process: Any) -> str | None:
-    """When a process of this machine began, in the system's own units; None where there is no such process."""
+    """When a process of this machine began, in the system's own units; None where there is no such process, or the
+    system doesn't tell."""
     try:
         return Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, ValueError, TypeError):

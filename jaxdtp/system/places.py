@@ -88,7 +88,16 @@ def stamp(path: epath.Path) -> tuple[int, int]:
 
 
 def cache_home() -> Path:
-    """Where caches go unless told otherwise: $XDG_CACHE_HOME/jaxdtp, or ~/.cache/jaxdtp."""
+    """Where caches go unless told otherwise: $XDG_CACHE_HOME/jaxdtp, or ~/.cache/jaxdtp.
+
+    Raises:
+        ConfigError: the user has no home directory.
+    """
     # Relative ones are to be ignored (XDG Base Directory Specification).
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "jaxdtp"
+    try:
+        return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "jaxdtp"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"config.dataset.cache_dir: {error}; allowed: a directory, or HOME or XDG_CACHE_HOME in the environment"
+        ) from error

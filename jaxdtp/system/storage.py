@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,13 @@ def write(path: epath.Path, content: str | bytes) -> None:
     if not is_local(path):
         path.write_bytes(content)
         return
-    temporary = f"{os.fspath(path)}.tmp"
-    Path(temporary).write_bytes(content)
-    os.replace(temporary, path)
+    # Of its own, as other processes may write the same file.
+    temporary = Path(f"{os.fspath(path)}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
