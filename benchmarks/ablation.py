@@ -18,8 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.record import RESULTS, mean_and_std, origin
-from benchmarks.steps import jaxdtp_step
-from benchmarks.timing import interleaved
+from benchmarks.steps import jaxdtp_step, timed
 from configs import digits_lenet, digits_mlp
 from jaxdtp.configuration.config import resolve
 from jaxdtp.results.reports import of_blocks, read_records
@@ -83,8 +82,8 @@ def run(network: str, rule: str, seed: int) -> dict:
 def times_bp(network: str) -> dict[str, float]:
     """Seconds of a step by rule in those of BP, medians over repeats in turn."""
     with contextlib.redirect_stdout(io.StringIO()):
-        steps = {rule: jaxdtp_step(configure(network, rule, 0), rule, (8, 8, 1)).run for rule in RULES}
-        times = interleaved(steps, repeats=9, seconds=0.2)
+        steps = {rule: jaxdtp_step(configure(network, rule, 0), rule, (8, 8, 1)) for rule in RULES}
+        times, _ = timed(steps, repeats=9, seconds=0.2)
     return {rule: float(np.median(of_rule) / np.median(times["bp"])) for rule, of_rule in times.items()}
 
 

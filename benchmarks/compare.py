@@ -18,18 +18,19 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from etils import epath
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ml_collections import ConfigDict
 
-from benchmarks.record import RESULTS, mean_and_std, origin
-from benchmarks.steps import jaxdtp_step
-from benchmarks.timing import interleaved
+from benchmarks.record import RESULTS, mean_and_std, origin, spread
+from benchmarks.steps import jaxdtp_step, timed
 from jaxdtp import data
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.results.plots import style
 from jaxdtp.results.reports import of_blocks
 from jaxdtp.results.statistics import welch
+from jaxdtp.running.claim import check
 from jaxdtp.running.rounds import DivergedError
 from jaxdtp.running.train import train_and_evaluate
 from jaxdtp.system.errors import ConfigError
@@ -56,7 +57,12 @@ def configuration(arguments: argparse.Namespace, rule: str) -> ConfigDict:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict | None:
-    """A finished run's epochs and summary, trained first if need be; None if all of its seeds diverged."""
+    """A finished run's epochs and summary, trained first if need be; None if all of its seeds diverged.
+
+    Raises:
+        ConfigError: the run in `workdir` is one of another configuration.
+    """
+    check(epath.Path(workdir), config)
     summary, diverged = workdir / "summary.json", workdir / DIVERGED
     if diverged.exists():
         return None
@@ -76,9 +82,9 @@ def seconds_per_step(arguments: argparse.Namespace, rules: list[str]) -> dict[st
     shape = data.load(config.dataset, config.seed).train.images.shape[1:]
     with jax.enable_x64(config.float64):
         steps = {
-            rule: jaxdtp_step(configuration(arguments, rule), rule, shape).run for rule in dict.fromkeys(("bp", *rules))
+            rule: jaxdtp_step(configuration(arguments, rule), rule, shape) for rule in dict.fromkeys(("bp", *rules))
         }
-        times = interleaved(steps, repeats=5, seconds=0.2)
+        times, _ = timed(steps, repeats=5, seconds=0.2)
     return {rule: float(np.median(of_rule)) for rule, of_rule in times.items()}
 
 
@@ -145,8 +151,8 @@ def plot(rows: list[dict], title: str) -> plt.Figure:
         colour = plt.get_cmap("tab20")(index % 20)
         look = {"color": colour, "marker": "o" if index % 2 else "s", "markersize": 6, "linestyle": ""}
         if of_rule["test_accuracies"]:
-            mean, spread = 100 - np.mean(of_rule["test_accuracies"]), np.std(of_rule["test_accuracies"])
-            cost.errorbar(of_rule["times_bp"], mean, spread, label=of_rule["rule"], **look)
+            mean, deviation = 100 - np.mean(of_rule["test_accuracies"]), spread(of_rule["test_accuracies"])
+            cost.errorbar(of_rule["times_bp"], mean, deviation, label=of_rule["rule"], **look)
         # Rules whose feedback is beside the layers have no targets to compare.
         if None not in (of_rule["update_angle"], of_rule["gauss_newton_angle"]):
             angles.plot(of_rule["update_angle"], of_rule["gauss_newton_angle"], **look)

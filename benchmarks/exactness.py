@@ -21,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
 
 from benchmarks.compare import median_angle, run
-from benchmarks.record import RESULTS, origin
+from benchmarks.record import RESULTS, origin, spread
 from configs import mnist_mlp
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.algorithms import ALGORITHMS, Algorithm
@@ -142,9 +142,9 @@ def plot(points: list[dict]) -> plt.Figure:
             chosen = [kept for kept in points if kept["panel"] == panel.title and kept["rule"] == rule]
             values = [kept[panel.key] for kept in chosen]
             means = [100 - 100 * np.mean(kept["test_accuracies"]) for kept in chosen]
-            spread = [100 * np.std(kept["test_accuracies"]) for kept in chosen]
+            deviations = [100 * spread(kept["test_accuracies"]) for kept in chosen]
             look = {"marker": "os"[index], "markersize": 4, "linestyle": ("-", "--")[index]}
-            error.errorbar(values, means, spread, color="C0", label=rule, capsize=2, **look)
+            error.errorbar(values, means, deviations, color="C0", label=rule, capsize=2, **look)
             angle.plot(values, [kept["update_angle"] for kept in chosen], color="C1", label="to BP", **look)
             angle.plot(
                 values, [kept["gauss_newton_angle"] for kept in chosen], color="C2", label="to Gauss-Newton", **look

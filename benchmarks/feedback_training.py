@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import frozen
-from benchmarks.record import RESULTS, origin
+from benchmarks.record import RESULTS, origin, spread
 from jaxdtp.alignment import gradient_matching
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.targets import difference_target
@@ -70,9 +70,9 @@ def plot_curves(curves: dict[str, list], setting: frozen.Setting, title: str) ->
             positions = np.linspace(0, iterations, frozen.POINTS + 1)
             for kind, of_seeds in curves.items():
                 values = np.array([of_one[metric][block.name] for of_one in of_seeds])
-                mean, spread = values.mean(axis=0), values.std(axis=0)
+                mean, deviation = values.mean(axis=0), spread(values)
                 (line,) = panel.plot(positions, mean, LINES.get(kind, "-"), label=kind)
-                panel.fill_between(positions, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
+                panel.fill_between(positions, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2)
             style(panel)
     axes[0, 0].set_ylim(0, 100)
     axes[1, 0].set_yscale("log")
@@ -93,7 +93,7 @@ def plot_angles(angles: dict[str, list], title: str) -> plt.Figure:
         values = np.array([[of_one[block] for block in blocks] for of_one in of_seeds])
         positions = np.arange(len(blocks)) + (index - (len(angles) - 1) / 2) * width
         label = kind if np.isfinite(values).all() else f"{kind}: none"
-        axes.bar(positions, values.mean(axis=0), width, yerr=values.std(axis=0), capsize=2, label=label)
+        axes.bar(positions, values.mean(axis=0), width, yerr=spread(values), capsize=2, label=label)
     axes.set_xticks(np.arange(len(blocks)), blocks)
     axes.set(ylabel="angle of update to\nbackpropagation gradient (degrees)", ylim=(0, 100))
     axes.axhline(90, color="grey", linewidth=0.8, linestyle=":")

@@ -71,10 +71,15 @@ def origin(command: str) -> dict:
     }
 
 
+def spread(values: Any) -> Any:
+    """The standard deviation over seeds, the first axis, with n - 1; 0 of one seed."""
+    return np.std(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(np.shape(values)[1:])
+
+
 def mean_and_std(values: list[float]) -> str:
     """Values of several seeds in a table."""
-    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{spread}" if values else "-"
+    deviation = f" ± {spread(values):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{deviation}" if values else "-"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 
 from benchmarks.record import RESULTS, origin
-from benchmarks.steps import configure, jaxdtp_step
-from benchmarks.timing import interleaved, summary
+from benchmarks.steps import configure, jaxdtp_step, timed
+from benchmarks.timing import summary
 from configs import cifar10_vgg, cifar10_vgg_fast
 from jaxdtp.results.plots import style
 
@@ -73,8 +73,8 @@ def measure(what: str, repeats: int) -> list[dict]:
         for rule, module in RULES.items():
             iterations = 1 if rule == "ldrl_fast" else size.iterations
             config = resize(configure(module.get_config(), rule), size, iterations)
-            steps[value, rule] = jaxdtp_step(config, rule).run
-    times = interleaved(steps, repeats, seconds=0.2)
+            steps[value, rule] = jaxdtp_step(config, rule)
+    times, _ = timed(steps, repeats, seconds=0.2)
     return [{"size": value, "seconds": {rule: summary(times[value, rule]) for rule in RULES}} for value in GROWTH[what]]
 
 

@@ -16,8 +16,8 @@ import jax
 
 from benchmarks.flax_step import flax_step
 from benchmarks.record import RESULTS, origin
-from benchmarks.steps import Step, jaxdtp_step, torch_step
-from benchmarks.timing import interleaved, matmul_peak, resident_bytes_added, summary
+from benchmarks.steps import Step, jaxdtp_step, timed, torch_step
+from benchmarks.timing import matmul_peak, resident_bytes_added, summary
 from configs import (
     cifar10_lenet,
     cifar10_lenet_fast,
@@ -47,7 +47,6 @@ def build_steps(network: str, batch: int, device: str, precision: str) -> dict[s
     steps = {
         "flax_bp": flax_step(fast),
         "jaxdtp_bp": jaxdtp_step(fast, "bp"),
-        "jaxdtp_dtp_fast": jaxdtp_step(fast, "ldrl_fast", first=0),
         "jaxdtp_dtp_fast_later": jaxdtp_step(fast, "ldrl_fast"),
     }
     if published:
@@ -73,10 +72,15 @@ def torch_runs_on(device: str) -> bool:
 
 def measure(steps: dict[str, Step], batch: int, repeats: int, device: str) -> list[dict]:
     """One object per step: name, times, images per second, memory, operations."""
-    times = interleaved({name: step.run for name, step in steps.items()}, repeats)
-    rows = []
+    later, probing = timed(steps, repeats)
+    measured = []
     for name, step in steps.items():
-        seconds = summary(times[name])
+        if step.probing:
+            measured.append((name.removesuffix("_later"), step.probing, probing[name]))
+        measured.append((name, step, later[name]))
+    rows = []
+    for name, step, times in measured:
+        seconds = summary(times)
         rows.append(
             {"name": name}
             | seconds

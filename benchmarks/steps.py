@@ -3,17 +3,18 @@
 import functools
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.timing import interleaved
 from jaxdtp.configuration.config import resolve
 from jaxdtp.learning.derived import layers_of
-from jaxdtp.learning.layers import RARELY, probe_shape
+from jaxdtp.learning.layers import RARELY, match_layers, probe_shape
 from jaxdtp.learning.state import init_state
 from jaxdtp.learning.step import train_step
 from jaxdtp.models.networks import NETWORKS, Network
@@ -22,7 +23,8 @@ from jaxdtp.running.build import build_network, build_settings
 
 IMAGE = (32, 32, 3)
 CLASSES = 10
-LATER = 10**6  # a step of a run; in the first ones fast L-DRL has more to do
+PROBING, PLAIN = 10**6 * RARELY, 10**6 * RARELY + 1
+"""Numbers of steps late in a run, with and without the probes of fast L-DRL."""
 
 
 class Step(NamedTuple):
@@ -34,6 +36,8 @@ class Step(NamedTuple):
         kept_bytes: parameters, optimizer states and the batch, which live from step to step (in PyTorch gradients too).
         compile_seconds: how long it took to compile.
         program_bytes: all memory of the compiled program; None for PyTorch.
+        probing: the step with probes, which all of the first ones have and later one of `RARELY`; None where steps are
+            alike.
     """
 
     run: Callable[[int], None]
@@ -41,11 +45,31 @@ class Step(NamedTuple):
     kept_bytes: int
     compile_seconds: float
     program_bytes: int | None
+    probing: Optional["Step"] = None
 
 
-def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMAGE, first: int = LATER) -> Step:
-    """One of our rules with the settings of a configuration, on images of a shape; `first` is the number of the step
-    that each call begins with."""
+def timed(
+    steps: dict[Hashable, Step], repeats: int, seconds: float = 0.5
+) -> tuple[dict[Hashable, list[float]], dict[Hashable, list[float]]]:
+    """As `timing.interleaved`, by name: seconds of a step late in a run, one of `RARELY` with probes, and of those with
+    probes, where there are any."""
+    runs = {(name, False): step.run for name, step in steps.items()}
+    times = interleaved(
+        runs | {(name, True): step.probing.run for name, step in steps.items() if step.probing}, repeats, seconds
+    )
+    probing = {name: times[name, True] for name, step in steps.items() if step.probing}
+    later = {}
+    for name in steps:
+        plain = times[name, False]
+        later[name] = [
+            without + (with_probes - without) / RARELY
+            for without, with_probes in zip(plain, probing.get(name, plain), strict=True)
+        ]
+    return later, probing
+
+
+def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMAGE) -> Step:
+    """One of our rules with the settings of a configuration, on images of a shape."""
     config = configure(config, algorithm)
     network = build_network(config, image, CLASSES)
     settings = build_settings(config, network, steps_per_epoch=1000)
@@ -53,30 +77,30 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
     images, labels = (jnp.asarray(values) for values in random_batch(config.batch_size, image))
     key = jax.random.key(1)
 
-    def one_step(state, images, labels):
-        return train_step(network, settings, state, images, labels, jax.random.fold_in(key, state.step))[0]
+    def one_step(state, images, labels, number):
+        state = state.replace(step=number)
+        return train_step(network, settings, state, images, labels, jax.random.fold_in(key, number))[0]
 
-    def in_loop(state, images, labels, count):
-        return jax.lax.fori_loop(0, count, lambda _, state: one_step(state, images, labels), state)
+    def in_loop(state, images, labels, number, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: one_step(state, images, labels, number), state)
 
     # In a loop on the device or one by one, as in training.
     start = time.perf_counter()
-    alone = slow_in_loops(jax.make_jaxpr(one_step)(state, images, labels))
+    arguments = state, images, labels, jnp.asarray(PLAIN, jnp.int32)
+    alone = slow_in_loops(jax.make_jaxpr(one_step)(*arguments))
     program, counts = (one_step, ()) if alone else (in_loop, (1,))
-    steps = jax.jit(program, donate_argnums=0).lower(state, images, labels, *counts).compile()
+    steps = jax.jit(program, donate_argnums=0).lower(*arguments, *counts).compile()
     compile_seconds = time.perf_counter() - start
 
-    def run(count):
+    def run(number, count):
         nonlocal state
-        state = state.replace(step=jnp.asarray(first, jnp.int32))
+        number = jnp.asarray(number, jnp.int32)
         for _ in range(count if alone else 1):
-            state = steps(state, images, labels) if alone else steps(state, images, labels, count)
+            state = steps(state, images, labels, number, *(() if alone else (count,)))
         jax.block_until_ready(state)
 
     memory = steps.memory_analysis()
-    return Step(
-        run,
-        operations(network, config, probing=1 / RARELY if first == LATER else 1),
+    common = (
         sum(values.nbytes for values in jax.tree.leaves((state, images, labels))),
         compile_seconds,
         memory.argument_size_in_bytes
@@ -84,6 +108,10 @@ def jaxdtp_step(config: ConfigDict, algorithm: str, image: tuple[int, ...] = IMA
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
     )
+    rare = settings.algorithm.shared_update and settings.algorithm.feedback_rule is match_layers
+    probing = Step(functools.partial(run, PROBING), operations(network, config), *common) if rare else None
+    share = 1 / RARELY if rare else 1
+    return Step(functools.partial(run, PLAIN), operations(network, config, probing=share), *common, probing)
 
 
 def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) -> Step:
@@ -95,6 +123,7 @@ def torch_step(config: ConfigDict, algorithm: str, device: str, precision: str) 
 
     torch.set_float32_matmul_precision({"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}[precision])
     torch.backends.cudnn.allow_tf32 = precision != "float32"
+    torch.backends.cudnn.benchmark = True  # as XLA tries algorithms, too
     config = configure(config, algorithm)
     images, labels = random_batch(config.batch_size)
     images, labels = (

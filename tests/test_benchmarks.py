@@ -85,6 +85,17 @@ def test_step_time_writes_one_object_per_step(tmp_path, monkeypatch, capsys):
     assert operations["jaxdtp_dtp_fast_later"] == backprop + probes / RARELY
 
 
+def test_a_step_late_in_a_run_is_one_of_which_few_have_probes(monkeypatch):
+    """Whatever number of steps a call has: `RARELY` of them would take minutes where each takes seconds."""
+    measured = {("a", False): [1.0, 2.0], ("a", True): [1.0 + RARELY, 2.0], ("b", False): [3.0, 4.0]}
+    monkeypatch.setattr(steps, "interleaved", lambda runs, *_: {name: measured[name] for name in runs})
+    probing = steps.Step(lambda count: None, None, 0, 0.0, None)
+    later, with_probes = steps.timed({"a": probing._replace(probing=probing), "b": probing}, repeats=2)
+    assert later == {"a": [2.0, 2.0], "b": [3.0, 4.0]}
+    assert with_probes == {"a": [1.0 + RARELY, 2.0]}
+    assert steps.PROBING % RARELY == 0 != steps.PLAIN % RARELY
+
+
 @pytest.mark.slow
 def test_a_torch_step_is_measured_like_ours():
     pytest.importorskip("torch")
