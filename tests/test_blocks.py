@@ -133,6 +133,27 @@ def test_platforms_get_their_own_convolutions():
         assert ("stablehlo.dot_general" in program) == (platform == "cpu")
 
 
+def test_convolutions_of_any_input():
+    """Integers, float32 beside float64, and no examples at all; and on meshes whose axes are explicit."""
+    block = conv_block("conv", (8, 8, 32), 32)
+    params, _, _ = block.init(jax.random.key(0))
+    for x in (np.ones((2, 8, 8, 32), np.uint8), np.ones((0, 8, 8, 32), np.float32)):
+        y, _, _ = block.forward(params, jnp.asarray(x))
+        assert (y.shape, y.dtype) == ((len(x), 4, 4, 32), jnp.float32)
+    with jax.enable_x64(True):
+        kernel = jnp.ones((3, 3, 2, 2), jnp.float64)
+        assert conv(jnp.ones((1, 4, 4, 2), jnp.float32), kernel).dtype == jnp.float64
+        assert conv_transpose(jnp.ones((1, 4, 4, 2), jnp.float32), kernel).dtype == jnp.float64
+    network = networks.lenet((8, 8, 1), 10, channels=(4, 4), hidden=(8,))
+    params, _ = networks.init(network, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    divided = jax.device_put(x, jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        logits = networks.logits(network, params, divided)
+    np.testing.assert_allclose(logits, networks.logits(network, params, x), rtol=1e-5, atol=1e-6)
+
+
 def test_conv_block_is_flax_layers():
     block = conv_block("conv", (7, 9, 3), 5, kernel_size=5, window=3, stride=2, padding=1)
     params, feedback_params, _ = block.init(jax.random.key(0))
@@ -175,7 +196,19 @@ def residual_block():
     return inside._replace(forward=forward, gate=lambda y, s: (y, inside.gate(y, s)), project=project)
 
 
-@pytest.mark.parametrize("block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5), residual_block()])
+def nested_block():
+    """As a dense block, its parameters one level further down."""
+    inside = dense_block("nested", (6,), 5)
+    return inside._replace(
+        init=lambda key: (*({"dense": side} for side in inside.init(key)[:2]), {}),
+        forward=lambda params, x, context=None: inside.forward(params["dense"], x),
+        project=lambda params, h: inside.project(params["dense"], h),
+    )
+
+
+@pytest.mark.parametrize(
+    "block", [conv_block("conv", (4, 4, 2), 3), dense_block("fc", (6,), 5), residual_block(), nested_block()]
+)
 def test_feedback_difference_is_the_difference_of_feedbacks(block):
     forward, params, _ = block.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 3, *block.input_shape))
@@ -228,6 +261,9 @@ def test_bad_geometry_is_refused():
         networks.vgg((8, 8, 1), 10, channels=(4, 4, 4, 4))
     with pytest.raises(ValueError, match="kernel_size is 4; allowed: odd"):
         conv_block("conv", (8, 8, 1), 4, kernel_size=4)
+    for window, padding in ((12, 0), (2, 2)):
+        with pytest.raises(ValueError, match=f"window is {window} and padding {padding}; allowed: windows up to 11"):
+            conv_block("conv", (16, 16, 1), 4, window=window, padding=padding)
     with pytest.raises(ValueError, match="shared_maxima is 'first'; allowed: last, sum"):
         conv_block("conv", (8, 8, 1), 4, shared_maxima="first")
 

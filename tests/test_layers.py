@@ -19,7 +19,9 @@ from jaxdtp.learning.layers import (
     REMOVED,
     copy_signs,
     draw_probes,
+    match_feedback,
     match_layers,
+    minimise_mismatch,
     mirror_layers,
     probe_shape,
     steps_to_match,
@@ -158,6 +160,35 @@ def test_the_weight_mirror_is_an_average_of_the_weights_in_expectation(name):
     np.testing.assert_allclose(jnp.mean(alone["kernel"], axis=0), expected, rtol=1e-12, atol=1e-14)
     assert jnp.std(alone["kernel"], axis=0).min() > 1e-3
     np.testing.assert_array_equal(together["bias"], others["bias"])
+
+
+@pytest.mark.usefixtures("_float64")
+def test_the_weight_mirror_of_a_weight_whose_parts_are_layers():
+    """Queries, keys and values of one kernel."""
+    params, others = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    f = lambda kernel, x: [x @ part for part in jnp.split(kernel, 3, axis=1)]  # noqa: E731
+    layers, weights_of = layers_of(f, params, jnp.ones((2, 5)))
+    assert len(layers) == 3
+    probes = [all_signs(layer.signal.shape[1:]) for layer in layers]
+    new, _ = mirror_layers(layers, weights_of, params, others, probes, 0.3)
+    np.testing.assert_allclose(new, 0.7 * others + 0.3 * params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [match_layers, mirror_layers, minimise_mismatch])
+def test_feedback_weights_keep_their_type(rule):
+    """Also with a rate that is an array, as in a run."""
+    params, others = jax.random.normal(jax.random.key(0), (2, 5, 6), jnp.bfloat16)
+    layers, weights_of = layers_of(lambda kernel, x: x @ kernel, params, jnp.ones((2, 5), jnp.bfloat16))
+    probes = draw_probes(layers, jax.random.key(1), 1.0)
+    new, _ = rule(layers, weights_of, params, others, probes, jnp.asarray(0.3))
+    assert new.dtype == jnp.bfloat16
+
+
+def test_a_layer_without_weights():
+    params = {"none": jnp.zeros((5, 0)), "some": jnp.ones((5, 2))}
+    f = lambda params, x: jnp.concatenate([x @ params["none"], x @ params["some"]], -1)  # noqa: E731
+    new = match_feedback(f, params, jax.tree.map(jnp.zeros_like, params), jnp.ones((4, 5)), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, params)
 
 
 @pytest.mark.usefixtures("_float64")

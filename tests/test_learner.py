@@ -1,5 +1,7 @@
 """Any model learns: the library's few lines on models of users, by every rule that means something for them."""
 
+import re
+
 import chex
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 import jaxdtp
+from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.targets import cross_entropy
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
 
@@ -229,6 +232,8 @@ class Wrong(nn.Module):
         ([nn.Dense(3), nn.Conv(2, (9, 9, 9, 9))], "module Conv_1: can't be called with an input of shape"),
         ("model", "model model: got a str; allowed: a Flax module"),
         (jaxdtp.OwnFeedback(models.Middle(), nn.Dense(3)), r"its feedback Dense gives shape .*allowed: \(2, 8, 8, 1\)"),
+        (jaxdtp.OwnFeedback(nn.Dense(3), nn.BatchNorm()), "its feedback BatchNorm can't be called with an output of"),
+        ((nn.Dense(3), nn.Dense(2)), "model model: got a tuple; allowed: .* or a list of these"),
         ([], "model: got blocks named nothing"),
     ],
 )
@@ -236,6 +241,125 @@ def test_bad_models_are_named(model, words):
     with pytest.raises(ValueError, match=words) as error:
         jaxdtp.learner(model, optax.sgd(0.1)).init(jax.random.key(0), IMAGES[:2])
     assert "\n" not in str(error.value)
+
+
+def test_pairs_may_have_arguments_of_their_own():
+    apply = lambda params, x, train=True: models.apply(params, x)  # noqa: E731
+    learner = jaxdtp.learner((models.init, apply), optax.sgd(0.1))
+    state = learner.init(jax.random.key(0), IMAGES[:4])
+    learner.step(state, IMAGES[:4], LABELS[:4], jax.random.key(1))
+
+
+def split_up(key, x):
+    """As people write it by hand: a part of the key is split for the weights."""
+    _, key = jax.random.split(key)
+    return [jax.random.normal(own, (64, 64)) / 8 for own in jax.random.split(key, 3)]
+
+
+def tanh_layers(params, x):
+    for kernel in params:
+        x = jnp.tanh(x.reshape(len(x), -1) @ kernel)
+    return x
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dtp_fixed", "ddtp_linear"])
+def test_random_feedback_has_nothing_of_the_forward_weights(rule):
+    """However a model makes its numbers. Any two of these matrices of 64 x 64 would be closer than 85 degrees to each
+    other or their opposite, if they were random, with a probability below 1e-5."""
+    pair = (split_up, tanh_layers)
+    learner = jaxdtp.learner([pair, pair] if rule in ("dtp_fixed", "ddtp_linear") else pair, optax.sgd(0.1), rule=rule)
+    for seed in range(3):
+        state = learner.init(jax.random.key(seed), IMAGES[:4])
+        kernels = [leaf for leaf in jax.tree.leaves(state.feedback) if leaf.ndim == 2]
+        assert kernels
+        for ours in kernels:
+            for theirs in jax.tree.leaves(state.forward):
+                cosine = jnp.vdot(ours, theirs) / (jnp.linalg.norm(ours) * jnp.linalg.norm(theirs))
+                assert abs(cosine) < 0.0872
+
+
+def test_zeros_are_taken_as_they_are_or_refused():
+    """A feedback rate of 0 is the control experiment in which feedback is frozen."""
+    for rule in ("ldrl", "ldrl_layers"):
+        learner = jaxdtp.learner(MODELS["blocks"][0], optax.sgd(0.1), rule=rule, feedback_rate=0.0)
+        state = learner.init(jax.random.key(0), IMAGES[:4])
+        new, _ = learner.step(state, IMAGES[:4], LABELS[:4], jax.random.key(1))
+        chex.assert_trees_all_equal(new.feedback, state.feedback)
+    for name, value, words in (
+        ("iterations", 0, "whole numbers from 1"),
+        ("iterations", (1, 0), "whole numbers from 1"),
+        ("noise_samples", 0, "whole numbers from 1"),
+        ("batch_share", 0.0, "above 0, up to 1"),
+        ("batch_share", 1.5, "above 0, up to 1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{name}: got ") + f".*; allowed: {words}"):
+            jaxdtp.learner(MODELS["blocks"][0], optax.sgd(0.1), rule="ldrl", **{name: value})
+
+
+class Noisy(nn.Module):
+    """Batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Dense(12)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dropout(0.5, deterministic=not train)(nn.tanh(x))
+
+
+@pytest.mark.parametrize("rule", ["ldrl", "dtpdrl", "ddtp_linear"])
+@pytest.mark.parametrize(("share", "samples"), [(0.5, 1), (1.0, 2)])
+def test_noisy_and_clean_passes_are_of_one_function(monkeypatch, rule, share, samples):
+    """Whatever examples take part: with noise 0 the noisy pass is the clean one."""
+    settings = {"batch_share": share, "noise_samples": samples, "iterations": 1}
+    learner = jaxdtp.learner([Noisy(), Noisy(), Noisy(), nn.Dense(10)], optax.sgd(0.1), rule=rule, **settings)
+    state = learner.init(jax.random.key(0), IMAGES[:8])
+
+    def distance(block, params, forward, clean, noise):
+        y, _, _ = forward(clean.input)
+        return jnp.linalg.norm(y - clean.output) / jnp.linalg.norm(clean.output), jax.tree.map(jnp.zeros_like, params)
+
+    watching = ALGORITHMS[rule]._replace(feedback_rule=distance)
+    monkeypatch.setitem(ALGORITHMS, rule, watching)
+    learner = jaxdtp.learner([Noisy(), Noisy(), Noisy(), nn.Dense(10)], optax.sgd(0.1), rule=rule, **settings)
+    _, metrics = learner.step(state, IMAGES[:8], LABELS[:8], jax.random.key(1))
+    assert max(metrics["feedback_loss"].values()) < 1e-5
+
+
+def test_parameters_of_any_form():
+    """Of functions: arrays, lists and dictionaries, also by rules that begin with the forward weights."""
+    x, labels = IMAGES[:8].reshape(8, -1), LABELS[:8]
+    kernel = jax.random.normal(jax.random.key(0), (64, 10)) / 8
+    for params, apply in (
+        (kernel, lambda params, x: x @ params),
+        ([kernel], lambda params, x: x @ params[0]),
+        ([kernel, jnp.zeros(10)], lambda params, x: x @ params[0] + params[1]),
+        ({"model": kernel}, lambda params, x: x @ params["model"]),
+    ):
+        pair = (lambda key, x, params=params: params, apply)
+        found = jaxdtp.alignment.updates_and_gradients(pair, None, params, params, x, labels, 1.0)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)
+    first = (lambda key, x: jax.random.normal(key, (64, 12)) / 8, lambda params, x: jnp.tanh(x @ params))
+    last = (lambda key, x: jax.random.normal(key, (12, 10)) / 3, lambda params, x: x @ params)
+    learner = jaxdtp.learner([first, last], optax.sgd(0.1), rule="dtp", symmetric=True)
+    state = learner.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(state.feedback["model_1"], state.forward["model_1"])
+
+
+def test_an_nnx_module_is_measured_as_it_is():
+    """Its state may have changed since the last time."""
+    model = models.InNNX(nnx.Rngs(0))
+    _, params, _ = nnx.split(model, nnx.Param, ...)
+    params = nnx.to_pure_dict(params)
+
+    def measure():
+        found = jaxdtp.alignment.updates_and_gradients(model, None, params, params, IMAGES[:8], LABELS[:8], 1.0)
+        return found[1]
+
+    before = measure()
+    for _, variable in nnx.iter_graph(model):
+        if isinstance(variable, nnx.BatchStat):
+            variable[...] = variable[...] + 3.0
+    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), before, measure())))
 
 
 def test_bad_rules_are_named():
@@ -347,6 +471,7 @@ BATCHES = [
     ),
     (IMAGES[:4], LABELS[:1], r"labels: got int.. of shape \(1,\); allowed: integers of shape \(4,\)"),
     (IMAGES[:4], LABELS[:4].astype(np.float32), "labels: got float32 of shape"),
+    (IMAGES[:4], LABELS[:4].tolist(), "labels: got a list; allowed: an array of integers"),
     (IMAGES[:4], np.array([0, 1, 2, 10]), "labels: got 10; allowed: 0 to 9, the classes of block "),
     (IMAGES[:4], jnp.array([0, -1, 2, 3]), "labels: got -1; allowed: 0 to 9, the classes of block "),
 ]

@@ -210,6 +210,6 @@ def examples_of(training: FeedbackTraining, passes: list[Pass]) -> list[Pass]:
         spread = len(values) // count
         # Where a batch is divided among devices, each has as many of its own as the others, and none are sent.
         chosen = values[: count * spread].reshape(count, spread, *values.shape[1:])[:, 0]
-        return jnp.repeat(chosen, training.noise_samples, axis=0)
+        return jnp.repeat(chosen, training.noise_samples, axis=0) if training.noise_samples > 1 else chosen
 
     return jax.tree.map(choose, passes)

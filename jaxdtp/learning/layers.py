@@ -165,10 +165,17 @@ def mirror_layers(
         changes.append((rate * (mirrored - _wide(of_feedback))).astype(of_feedback.dtype))
         losses.append(jnp.mean((response - _product(layer, probe, _wide(of_feedback))) ** 2))
     (change,) = to_params(changes)
-    uses = [max(1, sum(index in layer.leaves for layer in layers)) for index in range(len(jax.tree.leaves(change)))]
     leaves, structure = jax.tree.flatten(feedback_params)
+    uses = [_uses(layers, index, leaf.size) for index, leaf in enumerate(leaves)]
     leaves = [leaf + step / count for leaf, step, count in zip(leaves, jax.tree.leaves(change), uses, strict=True)]
     return jax.tree.unflatten(structure, leaves), losses
+
+
+def _uses(layers: Layers, index: int, size: int) -> float:
+    """In how many layers each number of a parameter with so many of them is: in one of those that share it if each has
+    a part of its own."""
+    sizes = [math.prod((*layer.loops, *layer.weight.shape)) for layer in layers if index in layer.leaves]
+    return max(1.0, min(len(sizes), sum(sizes) / max(1, size)))
 
 
 def copy_signs(
@@ -204,7 +211,10 @@ def minimise_mismatch(
     """
     del weights_of, probes
     return _with_weights(
-        layers, params, feedback_params, lambda weight, feedback: feedback + rate * (weight - feedback)
+        layers,
+        params,
+        feedback_params,
+        lambda weight, feedback: (feedback + rate * (weight - feedback)).astype(feedback.dtype),
     )
 
 
@@ -262,7 +272,7 @@ def steps_to_match(layers: Layers, share: float) -> int:
 
 def _equations(layer: Layer) -> float:
     """For the weights of a unit, by a probe as long as the signal: one from each position that the unit stands at."""
-    return math.prod(layer.out) * layer.fan_in / math.prod(layer.weight.shape)
+    return math.prod(layer.out) * layer.fan_in / max(1, math.prod(layer.weight.shape))
 
 
 def _product(layer: Layer, probe: jax.Array, weight: jax.Array) -> jax.Array:

@@ -77,8 +77,8 @@ def learner(
     Of rules with targets, values may be tuples, with one for each of the blocks 2..N.
 
     Raises:
-        ValueError: the rule is unknown, or takes no tuples; when called, there isn't one value for each block, or the
-            model isn't one that this rule can train.
+        ValueError: the rule is unknown, or takes no tuples; a number isn't allowed; when called, there isn't one value
+            for each block, or the model isn't one that this rule can train.
     """
     if rule not in ALGORITHMS:
         raise ValueError(f"rule: got {rule!r}; allowed: {', '.join(ALGORITHMS)}")
@@ -89,12 +89,13 @@ def learner(
     beta = (1.0 if by_layer else 0.7) if beta is None else beta
     count, rate = (1, 0.05 if rule == "weight_mirror" else 1.0) if by_layer else (10, 0.01)
     values: dict[str, Any] = {
-        "iterations": iterations or count,
+        "iterations": count if iterations is None else iterations,
         "noise_scale": noise_scale,
         "noise_samples": noise_samples,
-        "feedback_rate": feedback_rate or rate,
+        "feedback_rate": rate if feedback_rate is None else feedback_rate,
         "batch_share": batch_share,
     }
+    _check_values(values)
     layers = LayerTraining()
     if by_layer:
         _check_single(rule, values)
@@ -165,6 +166,18 @@ def _paths(algorithm: Algorithm, network: Network) -> paths.Paths:
         return paths.direct(network)
     hidden = paths.random_hidden_layer(jax.random.key(0), paths.output_features(network), 1024)
     return paths.direct_through_hidden(network, hidden)
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    allowed = {
+        "iterations": ("whole numbers from 1", lambda value: value >= 1 and value == round(value)),
+        "noise_samples": ("whole numbers from 1", lambda value: value >= 1 and value == round(value)),
+        "batch_share": ("above 0, up to 1", lambda value: 0 < value <= 1),
+    }
+    for name, (words, fits) in allowed.items():
+        for value in values[name] if isinstance(values[name], tuple) else (values[name],):
+            if not fits(value):
+                raise ValueError(f"{name}: got {value}; allowed: {words}")
 
 
 def _check_single(rule: str, values: dict[str, Any]) -> None:

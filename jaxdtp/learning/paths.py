@@ -163,11 +163,17 @@ def init(paths: Paths, key: jax.Array, like: NetworkParameters | None = None) ->
         ValueError: feedback can't start like the forward parameters, because it has a kernel that they haven't.
     """
     # The first block has no feedback: nothing is ever sent to the input.
-    keys = jax.random.split(key, len(paths) + 1)[1:]
+    keys = feedback_keys(key, len(paths) + 1)[1:]
     return {
-        path.block.name: _init_path(path.block, path_key, like and like[path.block.name])
+        path.block.name: _init_path(path.block, path_key, None if like is None else like[path.block.name])
         for path, path_key in zip(paths, keys, strict=True)
     }
+
+
+def feedback_keys(key: jax.Array, blocks: int) -> jax.Array:
+    """A key for the feedback of each block that no forward parameter comes from, however a model splits the keys that
+    `networks.init` makes of the same one: `split(key, n)[i]` is `fold_in(key, i)`."""
+    return jax.random.split(jax.random.fold_in(key, blocks), blocks)
 
 
 def init_derived(block: Block, params: Any, state: Any, key: jax.Array, *, symmetric: bool = False) -> Any:
@@ -179,13 +185,15 @@ def init_derived(block: Block, params: Any, state: Any, key: jax.Array, *, symme
 def _init_path(block: Block, key: jax.Array, like: Any) -> Any:
     forward, params, state = block.init(key)
     if params is None:
-        return init_derived(block, like or forward, state, key, symmetric=like is not None)
+        return init_derived(
+            block, forward if like is None else like, state, jax.random.clone(key), symmetric=like is not None
+        )
     if like is None:
         return params
     kernels = dict(jax.tree_util.tree_leaves_with_path(like))
 
     def start(path: tuple, leaf: jax.Array) -> jax.Array:
-        if getattr(path[-1], "key", None) != "kernel":
+        if not path or getattr(path[-1], "key", None) != "kernel":
             return leaf
         if path not in kernels or kernels[path].shape != leaf.shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -206,6 +214,26 @@ def along_paths(paths: Paths, passes: list[Pass]) -> list[Pass]:
         Pass(lower.output, passes[path.source].output, passes[path.source].switches)
         for path, lower in zip(paths, passes, strict=False)
     ]
+
+
+def passed_again(ways: Paths, index: int, forward: NetworkParameters, clean: list[Pass]) -> list[Pass]:
+    """Passes along all paths in which that of path `index`, and of those above where each leads on from the one below,
+    are made anew from its input.
+
+    Args:
+        ways: as from `bind`.
+        index: of the path.
+        forward: parameters.
+        clean: passes along all paths.
+    """
+    passes, x = list(clean), clean[index].input
+    for place, way in enumerate(ways[index:], start=index):
+        y, switches, _ = way.block.forward(forward, x)
+        passes[place] = Pass(x, y, switches)
+        if way.source != place + 1:
+            break
+        x = y
+    return passes
 
 
 def _direct_path(

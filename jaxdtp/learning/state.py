@@ -85,10 +85,10 @@ def init_state(network: Network, settings: Settings, key: jax.Array) -> TrainSta
         ValueError: `settings.feedback` isn't one entry for each path that the rule trains.
     """
     algorithm = settings.algorithm
-    # Both sides begin with the same key, of which each makes numbers of its own.
+    # Both sides begin with the same key, of which each makes keys of its own.
     forward, model = networks.init(network, jax.random.clone(key))
     if algorithm.paths == "layers":
-        keys = jax.random.split(key, len(network))
+        keys = paths.feedback_keys(key, len(network))
         feedback = {
             block.name: paths.init_derived(
                 block, forward[block.name], model[block.name], own_key, symmetric=settings.symmetric_init

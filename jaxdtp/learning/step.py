@@ -107,13 +107,20 @@ def check_batch(network: Network, loss: Loss, images: Any, labels: Any) -> None:
         )
     if loss is not cross_entropy:
         return
+    if not network[-1].output_shape:
+        raise ValueError(
+            f"loss: got the cross-entropy for block {network[-1].name}, whose outputs are single numbers; allowed: "
+            "outputs [batch, ..., classes], or another loss"
+        )
+    if not hasattr(labels, "shape"):
+        raise ValueError(f"labels: got a {type(labels).__name__}; allowed: an array of integers")
     shape, classes = (images.shape[0], *network[-1].output_shape[:-1]), network[-1].output_shape[-1]
     if jnp.shape(labels) != shape or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(
             f"labels: got {jnp.result_type(labels)} of shape {jnp.shape(labels)}; allowed: integers of shape {shape}, "
             f"a class for each output of block {network[-1].name}"
         )
-    if not isinstance(labels, jax.core.Tracer):
+    if not isinstance(labels, jax.core.Tracer) and getattr(labels, "is_fully_addressable", True):
         values = np.asarray(labels)
         wrong = values[(values < 0) | (values >= classes)]
         if wrong.size:

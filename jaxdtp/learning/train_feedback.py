@@ -48,6 +48,9 @@ def train_one_feedback(
     algorithm, training = settings.algorithm, settings.feedback[index]
     ways = paths.bind(settings.paths, bind(network, state, key), state.forward)
     block = ways[index].block
+    if not all(block.per_example for block in network):
+        # Noisy passes are those of these examples alone, with dropout and batch statistics of their own.
+        clean = paths.passed_again(ways, index, state.forward, clean)
     return train_feedback(
         cast(FeedbackRule, algorithm.feedback_rule),
         training,

@@ -152,6 +152,7 @@ class Block(NamedTuple):
             nothing in its input that isn't affine in y, such as slopes to multiply by.
         refreshes: whether a noisy pass is fed back through its own switches; else through those of the clean pass.
         dtype: of the input.
+        per_example: whether what F makes of an example depends neither on the others of the batch nor on the context.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Block(NamedTuple):
     affine: bool = False
     refreshes: bool = True
     dtype: Any = float
+    per_example: bool = True
 
 
 def example_of(block: Block, examples: int = 2) -> jax.ShapeDtypeStruct:
@@ -224,11 +226,17 @@ def conv_block(
         units: activations and initialisation.
 
     Raises:
-        ValueError: the kernel size is even, `shared_maxima` is unknown, or pooling leaves no pixel.
+        ValueError: the kernel size is even, the window has more positions than switches can tell (11 x 11) or none
+            beside its padding, `shared_maxima` is unknown, or pooling leaves no pixel.
     """
     height, width, in_channels = input_shape
     if kernel_size % 2 == 0:
         raise ValueError(f"block {name}: kernel_size is {kernel_size}; allowed: odd sizes")
+    if not 1 <= window <= pooling.LARGEST_WINDOW or not 0 <= padding < window:
+        raise ValueError(
+            f"block {name}: window is {window} and padding {padding}; allowed: windows up to {pooling.LARGEST_WINDOW}, "
+            "and less padding than that"
+        )
     if shared_maxima not in pooling.SHARED_MAXIMA:
         allowed = ", ".join(pooling.SHARED_MAXIMA)
         raise ValueError(f"block {name}: shared_maxima is {shared_maxima!r}; allowed: {allowed}")
@@ -319,5 +327,7 @@ def _add_bias(values: jax.Array, params: Parameters) -> jax.Array:
     return values + jnp.broadcast_to(params["bias"], values.shape) if "bias" in params else values
 
 
-def _without_bias(params: Parameters) -> Parameters:
-    return {name: value for name, value in params.items() if name != "bias"}
+def _without_bias(params: Any) -> Any:
+    if not isinstance(params, dict):
+        return params
+    return {name: _without_bias(value) for name, value in params.items() if name != "bias"}

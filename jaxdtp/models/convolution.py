@@ -35,7 +35,7 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 TILE = 4
 """Pixels along each axis of what Winograd's algorithm computes at a time."""
@@ -45,18 +45,20 @@ BLOCK = 100_000
 
 
 def conv(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array | np.ndarray, "size size inputs outputs"]
+    x: Shaped[Array | np.ndarray, "batch height width inputs"],
+    kernel: Float[Array | np.ndarray, "size size inputs outputs"],
 ) -> Float[Array, "batch height width outputs"]:
     """Convolution with stride 1 that keeps height and width (zero padding).
 
     Args:
-        x: [batch, height, width, inputs], channels last.
+        x: [batch, height, width, inputs], channels last, of any type.
         kernel: [size, size, inputs, outputs], `size` odd: Flax's layout.
 
     Returns:
         [batch, height, width, outputs].
     """
-    return _conv.bind(x, kernel)
+    x, kernel = (jnp.asarray(array, jnp.result_type(x, kernel)) for array in (x, kernel))
+    return _plain_conv(x, kernel) if _explicit(x, kernel) else _conv.bind(x, kernel)
 
 
 def conv_transpose(
@@ -71,7 +73,14 @@ def conv_transpose(
     Returns:
         [batch, height, width, inputs].
     """
-    return _conv_transpose.bind(y, kernel)
+    y, kernel = (jnp.asarray(array, jnp.result_type(y, kernel)) for array in (y, kernel))
+    return _plain_conv_transpose(y, kernel) if _explicit(y, kernel) else _conv_transpose.bind(y, kernel)
+
+
+def _explicit(*arrays: jax.Array | np.ndarray) -> bool:
+    """Whether types say how arrays are divided among devices (JAX's explicit sharding), which the primitives can't."""
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    return any(kind == jax.sharding.AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
 @jax.custom_jvp
@@ -249,7 +258,7 @@ def _spans(x: jax.Array, size: int) -> list[tuple[_Span, _Span]]:
 def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
     size, fewest_channels, (height, width) = kernel_shape[0], min(kernel_shape[2:]), x.shape[1:3]
     in_tiles = math.prod(-(-length // TILE) * TILE for length in (height, width))
-    return size in (3, 5) and fewest_channels >= 32 and in_tiles <= 1.5 * height * width
+    return len(x) > 0 and size in (3, 5) and fewest_channels >= 32 and in_tiles <= 1.5 * height * width
 
 
 def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -91,18 +91,25 @@ def as_network(model: Any, x: AnyArray, state: Any = None) -> Network:
     if state is None and is_network(model):
         return model
     make = _in_fresh_state if state is None else _network_like
-    network = (make if _hashable(model) else make.__wrapped__)(model, tuple(x.shape[1:]), jnp.result_type(x))
+    # What an NNX module holds may change.
+    keeps = _hashable(model) and not isinstance(model, nnx.Module)
+    network = (make if keeps else make.__wrapped__)(model, tuple(x.shape[1:]), jnp.result_type(x))
     if state is None:
         return network
     return bind(network, {block.name: {} for block in network} | by_block(network, state))
 
 
 def by_block(network: Network, values: Any) -> dict[str, Any]:
-    """What belongs to the blocks of a network by their name: from a dictionary already, from that of the only block, or
-    from a list of all blocks', or of all but the first one's."""
-    if isinstance(values, list | tuple):
-        return dict(zip([block.name for block in network][-len(values) :], values, strict=True))
-    return values if len(network) > 1 or network[0].name in values else {network[0].name: values}
+    """What belongs to the blocks of a network by their name: from a dictionary already, from what is the only block's,
+    or from a list of all blocks', or of all but the first one's."""
+    names = [block.name for block in network]
+    if len(names) == 1:
+        (name,) = names
+        named = isinstance(values, dict) and set(values) == {name}
+        # Unless the block's own have that name.
+        own = jax.eval_shape(network[0].init, jax.random.key(0)) if named else ()
+        return values if named and not any(_same_structure(values, part) for part in own) else {name: values}
+    return dict(zip(names[-len(values) :], values, strict=True)) if isinstance(values, list | tuple) else values
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,7 +172,7 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
             params, state = _in_precision(functions.init(key, _zeros(x)))
             return params, None, state
 
-        return Block(name, *shapes, init, forward, dtype=x.dtype)
+        return Block(name, *shapes, init, forward, dtype=x.dtype, per_example=False)
     backward = _feedback_function(own)
 
     def init_both(key: jax.Array) -> tuple[Any, Any, Any]:
@@ -175,8 +182,10 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
         feedback = own.init(feedback_key, *_arguments(own, _zeros(y), sown)).get("params", {})
         return params, _in_precision(feedback), state
 
-    feedback = jax.eval_shape(init_both, key)[1]
-    back = jax.eval_shape(backward, feedback, (y, sown))
+    called = f"module {name}: its feedback {type(own).__name__} can't be called with an output of shape {y.shape}"
+    allowed = "one array, and the dictionary of what was sown if it takes two, to one array, without collections"
+    feedback = _shapes(called, allowed, init_both, key)[1]
+    back = _shapes(called, allowed, backward, feedback, (y, sown))
     if back.shape != x.shape:
         raise ValueError(
             f"module {name}: its feedback {type(own).__name__} gives shape {back.shape} for an output of shape "
@@ -184,7 +193,7 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
         )
     gate = lambda y, switches: (y, switches)  # noqa: E731
     backward = with_fast_convolutions(backward, feedback, (y, sown))
-    return Block(name, *shapes, jax.jit(init_both), forward, gate, backward, dtype=x.dtype)
+    return Block(name, *shapes, jax.jit(init_both), forward, gate, backward, dtype=x.dtype, per_example=False)
 
 
 def functions_of(model: Any, name: str) -> Functions:
@@ -198,7 +207,8 @@ def functions_of(model: Any, name: str) -> Functions:
     if isinstance(model, nnx.Module):
         return _of_nnx(model)
     pair = (model.init, model.apply) if hasattr(model, "init") and hasattr(model, "apply") else model
-    if isinstance(pair, tuple) and len(pair) == 2 and all(map(callable, pair)):
+    modules = isinstance(pair, tuple) and any(isinstance(part, nn.Module | nnx.Module) for part in pair)
+    if isinstance(pair, tuple) and len(pair) == 2 and all(map(callable, pair)) and not modules:
         return _of_pair(*pair)
     raise ValueError(
         f"model {name}: got a {type(model).__name__}; allowed: a Flax module (Linen or NNX), a pair (init, apply), "
@@ -252,7 +262,7 @@ def _of_nnx(module: nnx.Module) -> Functions:
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
         del key, x  # the module has its parameters already
-        return nnx.to_pure_dict(params_like), nnx.to_pure_dict(state_like)
+        return jax.tree.map(jnp.asarray, (nnx.to_pure_dict(params_like), nnx.to_pure_dict(state_like)))
 
     def apply(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
         graph, rngs = (in_evaluation, rngs_like) if key is None else (in_training, _reseeded(rngs_like, key))
@@ -276,7 +286,7 @@ def _reseeded(rngs: nnx.State, key: jax.Array) -> nnx.State:
 
 
 def _of_pair(init: Callable, apply: Callable) -> Functions:
-    takes_key = len(_positional(apply)) >= 3
+    takes_key = len(_positional(apply, required=True)) >= 3
 
     def applied(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
         return _wide(apply(params, key, x) if takes_key else apply(params, x)), {}, state
@@ -304,9 +314,13 @@ def _in_mode(module: nn.Module, training: bool) -> tuple[nn.Module, dict[str, An
     return module.clone(**told) if told else module, arguments
 
 
-def _positional(function: Callable) -> list[str]:
+def _positional(function: Callable, *, required: bool = False) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [name for name, value in inspect.signature(function).parameters.items() if value.kind in kinds]
+    return [
+        name
+        for name, value in inspect.signature(function).parameters.items()
+        if value.kind in kinds and not (required and value.default is not inspect.Parameter.empty)
+    ]
 
 
 def _in_precision(variables: Any) -> Any:

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int8
 SHARED_MAXIMA = ("last", "sum")
 """What un-pooling does where overlapping windows share a maximum."""
 
+LARGEST_WINDOW = 11
+"""Whose positions an int8 can tell, pixels."""
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def max_pool(
@@ -95,7 +98,9 @@ def max_unpool(
         positions = np.where(inside, rows[:, None] * window + columns, -2).astype(np.int8)
         chosen = shifted_switches == positions[None, None, :, None, :, None]
         cells = cells + jnp.where(chosen, shifted, 0) if shared == "sum" else jnp.where(chosen, shifted, cells)
-    padded = cells.reshape(batch, (out_height + reach) * stride, (out_width + reach) * stride, channels)
+    # One axis at a time, for JAX's explicit sharding.
+    padded = cells.reshape(batch, (out_height + reach) * stride, out_width + reach, stride, channels)
+    padded = padded.reshape(batch, padded.shape[1], (out_width + reach) * stride, channels)
     height, width = size
     # Rows and columns that no window reaches lie beyond the last window.
     missing = [max(0, padding + n - padded.shape[axis]) for axis, n in ((1, height), (2, width))]
