@@ -75,6 +75,9 @@ def get_config(variant: str = ""):
         }
     for rule in ("dtp_fixed", "dfa", "fa"):
         config.when.update({rule: {"beta": 0.1, "forward": {"learning_rate": 0.08}}})
+    # Beside layers; without shared updates feedback lags behind faster forward weights, and runs diverge.
+    for rule, rate in (("ldrl_layers", 0.02), ("weight_mirror", 0.01), ("sign_symmetry", 0.08)):
+        config.when[rule].forward = {"learning_rate": rate}
     if variant == "searched":
         config.beside = ()
         config.when.update(SEARCHED)

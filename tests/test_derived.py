@@ -73,6 +73,17 @@ class Branches(nn.Module):
         return jax.lax.cond(x.sum() > 0, lambda x: x @ kernel, lambda x: 2 * (x @ kernel.T), x)
 
 
+class Switched(nn.Module):
+    """What isn't of the input chooses a kernel."""
+
+    @nn.compact
+    def __call__(self, x):
+        one, other = (self.param(name, nn.initializers.normal(1.0, jnp.float64), (4, 4)) for name in ("one", "other"))
+        which = self.param("which", nn.initializers.ones, ())
+        kernel, x = jax.lax.cond(which > 0, lambda x: (one, x), lambda x: (other.T, 2 * x), x)
+        return x @ kernel
+
+
 class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -110,6 +121,7 @@ KINDS = {
     "scan": (Scanned(), VECTOR),
     "scan of one": (Scanned(shared=True), VECTOR),
     "cond": (Branches(), VECTOR),
+    "cond of weights": (Switched(), VECTOR),
     "BatchNorm": (
         nn.Sequential([nn.Conv(6, (3, 3), use_bias=False, **F64), nn.BatchNorm(use_running_average=False, **F64)]),
         IMAGE,
@@ -323,6 +335,40 @@ def test_feedback_parameters_start_random_or_equal():
     # Of 216 weights the standard deviation is off by 5 %; the limit is seven times that.
     kernel = jaxdtp.init_feedback(f, zero, x, jax.random.key(0))["layers_0"]["kernel"]
     assert float(jnp.std(kernel)) == pytest.approx((3 * 3 * 4) ** -0.5, rel=0.35)
+
+
+EXPERTS = {
+    "taken": lambda w, x: jnp.einsum("bi,bio->bo", x, w[jnp.argmax(x, axis=1) % 3]),
+    "sliced": lambda w, x: x @ jax.lax.dynamic_index_in_dim(w, jnp.argmax(x[0]) % 3, keepdims=False).T,
+    "selected": lambda w, x: x @ jnp.where(x[0, 0] > 0, w[0], w[1]),
+    "branch": lambda w, x: x @ jax.lax.cond(x[0, 0] > 0, lambda: w[0], lambda: w[1].T),
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_kernels_that_the_input_chooses_are_named(kind):
+    """They would have no feedback weights, and be used on the way down."""
+    f, w, x = EXPERTS[kind], jnp.ones((3, 4, 4)), jnp.ones((5, 4))
+    for derive in (lambda: jaxdtp.with_feedback(f)(w, w, x), lambda: layers_of(f, w, x)):
+        with pytest.raises(ValueError, match="parameter params: the input chooses which, and meets it in a matrix pr"):
+            derive()
+
+
+def test_experts_whose_results_are_chosen_have_feedback():
+    """As embeddings do, which meet other weights."""
+
+    def f(params, ids):
+        x = params["embedding"][ids]
+        results = jnp.einsum("bi,eio->beo", x, params["experts"])
+        return jnp.take_along_axis(results, (ids % 3)[:, None, None], axis=1)[:, 0]
+
+    params = {"embedding": jnp.ones((7, 4)), "experts": jnp.ones((3, 4, 2))}
+    layers, _ = layers_of(f, params, jnp.arange(5))
+    assert [layer.weight.shape for layer in layers] == [(3, 4, 2)]
+    zero = jax.tree.map(jnp.zeros_like, params)
+    gradient = jax.grad(lambda params: jaxdtp.with_feedback(f)(params, zero, jnp.arange(5)).sum())(params)
+    assert not gradient["embedding"].any()
+    assert gradient["experts"].any()
 
 
 def test_what_cannot_be_derived_is_named():

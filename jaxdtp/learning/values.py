@@ -29,16 +29,23 @@ class Weight(flax.struct.PyTreeNode):
 
 
 class Signal(flax.struct.PyTreeNode):
-    """A value that depends on the input."""
+    """A value that depends on the input.
+
+    Attributes:
+        value: the array.
+        chosen: numbers of the parameters of which the input has but chosen which: an expert's kernel, an embedding.
+    """
 
     value: jax.Array
+    chosen: frozenset[int] = flax.struct.field(pytree_node=False, default=frozenset())
 
 
 class Absent(flax.struct.PyTreeNode):
-    """A signal of which only shape and type are known."""
+    """A signal of which only shape and type are known, and `Signal.chosen`."""
 
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     dtype: Any = flax.struct.field(pytree_node=False)
+    chosen: frozenset[int] = flax.struct.field(pytree_node=False, default=frozenset())
 
 
 def parameter_names(params: Any) -> list[str]:
@@ -68,29 +75,29 @@ def same_kind(value: Any, other: Any) -> bool:
     return kind(value) == kind(other)
 
 
-def joined(values: tuple) -> Any:
-    """The kind of value that stands for all of several branches."""
-    return max(values, key=kind)
-
-
 def promoted(value: Any, like: Any) -> Any:
     """A value, made of the same kind as another one where that is a higher one."""
     if kind(value) >= kind(like):
         if isinstance(value, Weight) and isinstance(like, Weight):
             return value.replace(leaves=value.leaves | like.leaves, loop=max(value.loop, like.loop))
-        return value
+        return value.replace(chosen=value.chosen | like.chosen) if kind(like) == 2 else value
     array = forward_value(value)
     if isinstance(like, Weight):
         return Weight(array, None if like.feedback is None else array, like.leaves, like.loop)
-    return Absent(jnp.shape(array), jnp.result_type(array)) if isinstance(like, Absent) else Signal(array)
+    if isinstance(like, Absent):
+        return Absent(jnp.shape(array), jnp.result_type(array), like.chosen)
+    return Signal(array, like.chosen)
 
 
 def as_carried(values: list, carry: list) -> list:
-    """Weights with what else a carry knows of them, which doesn't change from step to step."""
-    return [
-        value.replace(leaves=like.leaves, loop=like.loop) if isinstance(value, Weight) else value
-        for value, like in zip(values, carry, strict=True)
-    ]
+    """Values with what else a carry knows of them, which doesn't change from step to step, or between branches."""
+
+    def carried(value: Any, like: Any) -> Any:
+        if isinstance(value, Weight):
+            return value.replace(leaves=like.leaves, loop=like.loop)
+        return value.replace(chosen=like.chosen) if isinstance(value, Signal | Absent) else value
+
+    return [carried(value, like) for value, like in zip(values, carry, strict=True)]
 
 
 def in_loop(values: list, loop: int) -> list:

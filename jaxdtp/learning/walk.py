@@ -2,10 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from jaxdtp.learning.values import (
@@ -16,7 +17,6 @@ from jaxdtp.learning.values import (
     as_carried,
     forward_value,
     in_loop,
-    joined,
     promoted,
     same_kind,
 )
@@ -41,6 +41,11 @@ _SINGLE = frozenset(
     for word in words.split()
 )
 """Operations in which a parameter meets the input and stays single: biases, scales, embeddings, tokens."""
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+
+_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "slice", "copy")
+"""Operations after which what the input has chosen is that still."""
 
 _OWN_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -101,10 +106,19 @@ class Walk:
         weights = [operand for operand in operands if isinstance(operand, Weight)]
         signals = [operand for operand in operands if isinstance(operand, Signal | Absent)]
         name = equation.primitive.name
-        if not (weights and signals):
-            return self.weights(jaxpr, equation, operands, weights) if weights else self.data(jaxpr, equation, operands)
-        if name in ("jit", "pjit", "closed_call", "core_call"):
+        chosen = frozenset().union(*(signal.chosen for signal in signals))
+        if name in _CALLS and signals and (weights or chosen):
             return self.run(*jaxprs.opened(equation), operands)
+        if name in LINEAR and len(signals) == 2 and chosen:
+            raise ValueError(
+                f"parameter {self.named(chosen)}: the input chooses which, and meets it in a {LINEAR[name]}, where its "
+                "feedback can't be derived; allowed: products with all of them, and a choice among these"
+            )
+        if not weights:
+            results = self.data(jaxpr, equation, operands)
+            return [result.replace(chosen=chosen) for result in results] if chosen and name in _MOVES else results
+        if not signals:
+            return self.weights(jaxpr, equation, operands, weights)
         if name in ("checkpoint", "remat", "remat2"):
             run = lambda *operands: self.run(*jaxprs.opened(equation), operands)  # noqa: E731
             if self.evaluate:
@@ -118,14 +132,24 @@ class Walk:
             return [self.linear(jaxpr, equation, operands)]
         inside = self.layers_inside(equation, operands) if name in _OWN_DERIVATIVE else []
         if inside or (name not in _SINGLE and name not in _OWN_DERIVATIVE):
-            met = ", ".join(sorted({self.names[leaf] for weight in weights for leaf in weight.leaves}))
+            met = self.named(leaf for weight in weights for leaf in weight.leaves)
             what = f"a {inside[0].operation} inside {name}" if inside else name
             raise ValueError(
                 f"parameter {met}: meets the input in {what}, where its feedback can't be derived; allowed: "
                 f"{', '.join(sorted(set(LINEAR.values())))}, with scan, cond, remat and jit around them, and biases, "
                 "scales and embeddings"
             )
-        return self.data(jaxpr, equation, [forward_value(operand) for operand in operands], signals=True)
+        results = self.data(jaxpr, equation, [forward_value(operand) for operand in operands], signals=True)
+        among = operands[1:] if name == "select_n" else operands[:1]
+        by_choice = not any(isinstance(operand, Signal | Absent) for operand in among)
+        if name in ("gather", "dynamic_slice", "select_n") and by_choice:
+            chosen = frozenset().union(*(weight.leaves for weight in weights))
+            return [result.replace(chosen=chosen) for result in results]
+        return results
+
+    def named(self, leaves: Iterable[int]) -> str:
+        """Parameters in words."""
+        return ", ".join(sorted({self.names[leaf] for leaf in leaves}))
 
     def data(self, jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: list, signals: bool = False) -> list:
         """An equation in which nothing is met, or what is met stays single."""
@@ -184,17 +208,35 @@ class Walk:
     def cond(self, equation: core.JaxprEqn, operands: list) -> list:
         """The results of branches."""
         index, *operands = operands
-        branches = equation.params["branches"]
+
+        def run(branch: core.ClosedJaxpr, *operands: Any) -> list:
+            return self.run(branch.jaxpr, branch.consts, list(operands))
+
+        branches = [functools.partial(run, branch) for branch in equation.params["branches"]]
+        by_data = isinstance(index, Signal | Absent)
         if not self.evaluate:
-            # Weights don't depend on the branch that is taken.
-            results = [self.run(branch.jaxpr, branch.consts, operands) for branch in branches]
-            return [joined(of_branches) for of_branches in zip(*results, strict=True)]
+            # The layers of all branches, whichever is taken.
+            alike = _alike([branch(*operands) for branch in branches])
+            results = [of_branches[0] for of_branches in zip(*alike, strict=True)]
+            if not by_data:
+                results = [_selected(index, of_branches) for of_branches in zip(*alike, strict=True)]
+        else:
+            found = [jax.eval_shape(branch, *operands) for branch in branches]
+            like = _alike(found)[0]
 
-        def branch_signals(branch, *operands):
-            return [Signal(forward_value(result)) for result in self.run(branch.jaxpr, branch.consts, list(operands))]
+            def taken(branch: Callable, *operands: Any) -> list:
+                return as_carried([promoted(*pair) for pair in zip(branch(*operands), like, strict=True)], like)
 
-        taken = [functools.partial(branch_signals, branch) for branch in branches]
-        return jax.lax.switch(forward_value(index), taken, *operands)
+            taken_by_branch = [functools.partial(taken, branch) for branch in branches]
+            results = jax.lax.switch(forward_value(index), taken_by_branch, *operands)
+        return [self.chosen(result) for result in results] if by_data else results
+
+    def chosen(self, value: Any) -> Signal | Absent:
+        """A value that the input decides to take."""
+        if isinstance(value, Signal | Absent):
+            return value
+        array, leaves = forward_value(value), value.leaves if isinstance(value, Weight) else frozenset()
+        return Signal(array, leaves) if self.evaluate else Absent(jnp.shape(array), jnp.result_type(array), leaves)
 
     def scan(self, equation: core.JaxprEqn, operands: list) -> list:
         """The results of a loop."""
@@ -250,6 +292,21 @@ class Walk:
             if all(same_kind(a, b) for a, b in zip(carry, merged, strict=True)):
                 return merged
             carry = merged
+
+
+def _alike(branches: list[list]) -> list[list]:
+    """The results of branches, each of the kind that it has in any of them."""
+    like = [functools.reduce(promoted, of_branches) for of_branches in zip(*branches, strict=True)]
+    return [as_carried([promoted(*pair) for pair in zip(results, like, strict=True)], like) for results in branches]
+
+
+def _selected(index: Any, of_branches: tuple) -> Any:
+    """The result of the branch that is taken, of those that are alike; of signals only shape and type are known."""
+    first = of_branches[0]
+    if isinstance(first, Signal | Absent):
+        return first
+    array = jax.lax.select_n(forward_value(index), *map(forward_value, of_branches))
+    return first.replace(forward=array) if isinstance(first, Weight) else array
 
 
 def _scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
