@@ -7,8 +7,8 @@ operation y = op(x, W) (matrix product, einsum, convolution), there is a second,
 
 so that in reverse mode errors go down through O, and W gets its local gradient: the activity before times the error
 behind it. Everything else, slopes, normalisation, attention, pooling, biases, scales, is that of the forward pass. With
-O = W it is `jax.vjp`; with any other O no weight of a linear operation is used on the way down. A product that is written
-as multiplication and sum isn't seen as one: its factors count as scales.
+O = W it is `jax.vjp`; with any other O no weight of a linear operation is used on the way down. A product that is
+written as multiplication and sum isn't seen as one: its factors count as scales.
 
 The function is traced, and its operations are walked (`jaxdtp.learning.walk`) with three kinds of values: those that
 depend on nothing; `Weight`, on parameters alone, which come as a forward and a feedback value (so that reshaped, cast
