@@ -184,6 +184,33 @@ def test_feedback_weights_keep_their_type(rule):
     assert new.dtype == jnp.bfloat16
 
 
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("parts", [True, False], ids=["real parts", "complex"])
+def test_complex_weights_are_matched(parts):
+    """As spectral layers have them."""
+
+    def f(params, x):
+        kernel = params[0] + 1j * params[1] if parts else params[0]
+        return jnp.fft.irfft(jnp.fft.rfft(x) @ kernel)
+
+    params, feedback = jax.random.normal(jax.random.key(0), (2, 2, 5, 5))
+    if not parts:
+        params, feedback = ([a + 1j * b] for a, b in (params, feedback))
+    first = jax.tree.map(jnp.subtract, params, feedback)
+    x = jnp.ones((16, 8))
+    for key in jax.random.split(jax.random.key(1), 60):
+        feedback = match_feedback(f, params, feedback, x, key)
+    last = jax.tree.map(jnp.subtract, params, feedback)
+    assert optax.tree.norm(last) < 1e-6 * optax.tree.norm(first)
+
+    layers, weights_of = layers_of(f, params, x)
+    probes = draw_probes(layers, jax.random.key(2), 1.0)
+    mirrored = [mirror_layers(layers, weights_of, params, params, probes, rate)[0] for rate in (0.0, 1.0)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), mirrored[0], params)
+    cosine = optax.tree.vdot(mirrored[1], params).real / optax.tree.norm(mirrored[1]) / optax.tree.norm(params)
+    assert cosine > 0.7
+
+
 def test_a_layer_without_weights():
     params = {"none": jnp.zeros((5, 0)), "some": jnp.ones((5, 2))}
     f = lambda params, x: jnp.concatenate([x @ params["none"], x @ params["some"]], -1)  # noqa: E731

@@ -113,22 +113,23 @@ def match_layers(
     for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
         mismatch = _wide(of_forward) - _wide(of_feedback)
         residual, transpose = _response(layer, probe, mismatch)
-        (direction,) = transpose(residual)
+        # JAX's transposes don't conjugate: adjoints of complex weights do, before and after.
+        (direction,) = transpose(jnp.conj(residual))
         directions.append(direction.astype(of_feedback.dtype))
-        losses.append(jnp.mean(residual**2))
-    (descent,) = to_params(directions)
+        losses.append(jnp.mean(_square(residual)))
+    descent = jax.tree.map(jnp.conj, to_params(directions)[0])
     _, along = jax.jvp(weights_of, (feedback_params,), (descent,))
 
     descents, structure = jax.tree.flatten(descent)
     leaves = jax.tree.leaves(feedback_params)
     for group in _groups(layers):
         curvatures = [
-            jnp.sum(_product(layer, probe, _wide(change)) ** 2)
+            jnp.sum(_square(_product(layer, probe, _wide(change))))
             for layer, probe, change in zip(layers, probes, along, strict=True)
             if layer.leaves <= group
         ]
         curvature = functools.reduce(jnp.add, curvatures)
-        square = sum(jnp.sum(_wide(descents[index]) ** 2) for index in group)
+        square = sum(jnp.sum(_square(_wide(descents[index]))) for index in group)
         step = rate * square / (curvature + jnp.finfo(curvature.dtype).tiny)
         for index in group:
             leaves[index] = leaves[index] + (step * descents[index]).astype(leaves[index].dtype)
@@ -157,14 +158,14 @@ def mirror_layers(
     losses, changes = [], []
     for layer, probe, of_forward, of_feedback in zip(layers, probes, forward, feedback, strict=True):
         response, transpose = _response(layer, probe, _wide(of_forward))
-        (correlation,) = transpose(response)
+        (correlation,) = transpose(jnp.conj(response))
         # Signs have the square 1, which is not folded into a constant as ones would be.
         _, transpose = _response(layer, probe**2, _wide(of_forward))
         (count,) = transpose(jnp.ones_like(response))
-        mirrored = correlation / jnp.maximum(count, 1)
-        changes.append((rate * (mirrored - _wide(of_feedback))).astype(of_feedback.dtype))
-        losses.append(jnp.mean((response - _product(layer, probe, _wide(of_feedback))) ** 2))
-    (change,) = to_params(changes)
+        mirrored = correlation / jnp.maximum(jnp.real(count), 1)
+        changes.append((rate * (mirrored - jnp.conj(_wide(of_feedback)))).astype(of_feedback.dtype))
+        losses.append(jnp.mean(_square(response - _product(layer, probe, _wide(of_feedback)))))
+    change = jax.tree.map(jnp.conj, to_params(changes)[0])
     leaves, structure = jax.tree.flatten(feedback_params)
     uses = [_uses(layers, index, leaf.size) for index, leaf in enumerate(leaves)]
     leaves = [leaf + step / count for leaf, step, count in zip(leaves, jax.tree.leaves(change), uses, strict=True)]
@@ -285,6 +286,11 @@ def _product(layer: Layer, probe: jax.Array, weight: jax.Array) -> jax.Array:
 def _response(layer: Layer, probe: jax.Array, weight: jax.Array) -> tuple[jax.Array, Callable]:
     """op(e, W), and what takes a residual to op^T(e, residual), in a tuple."""
     return jax.vjp(lambda weight: _product(layer, probe, weight), weight)
+
+
+def _square(array: jax.Array) -> jax.Array:
+    """|array|^2, of each number."""
+    return jnp.real(array * jnp.conj(array))
 
 
 def _wide(array: jax.Array) -> jax.Array:
