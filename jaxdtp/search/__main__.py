@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int:
                 best = results.completed(study)
                 chosen = configured(config, space, best[0], overrides) if best else None
                 results.write(study, directory, chosen, " ".join(["python -m jaxdtp.search", *argv[1:]]))
+        except StorageError:
+            raise
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
             raise StorageError(
                 f"--workdir: can't use {directory} ({described(error)}); allowed: a writable directory with room"
