@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdtp.configuration.allowed import LARGEST
 from jaxdtp.data import folder, memory, tfds
 from jaxdtp.data.memory import Data
 from jaxdtp.data.stored import Found, Stored, arrays, bad_label, common_size, first_line, select
@@ -20,6 +19,9 @@ from jaxdtp.system.places import of_storage
 
 SIZE = (32, 32)
 """To which images of different sizes are resized where nothing says otherwise."""
+
+MOST_CLASSES = 1_000_000
+"""Labels above are hashes or identities rather than classes, each of which would have an output of the network."""
 
 TEST_SHARE = 5
 """One of so many training examples is for testing where there is nothing else to test on."""
@@ -220,8 +222,8 @@ def _classes(stored: Stored, labels: np.ndarray) -> tuple[str, ...]:
     if labels.dtype.kind == "U":
         return tuple(np.unique(labels).tolist())
     largest = int(labels.argmax())
-    if labels[largest] >= LARGEST:
-        raise bad_label(stored, largest, labels[largest], LARGEST)
+    if labels[largest] >= MOST_CLASSES:
+        raise bad_label(stored, largest, labels[largest], MOST_CLASSES)
     return tuple(map(str, range(int(labels[largest]) + 1)))
 
 
