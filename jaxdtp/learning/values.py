@@ -90,9 +90,11 @@ def promoted(value: Any, like: Any) -> Any:
 
 
 def as_carried(values: list, carry: list) -> list:
-    """Values with what else a carry knows of them, which doesn't change from step to step, or between branches."""
+    """Values, made of the same kinds as those of a carry, and with what else it knows of them, which doesn't change
+    from step to step, or between branches."""
 
     def carried(value: Any, like: Any) -> Any:
+        value = promoted(value, like)
         if isinstance(value, Weight):
             return value.replace(leaves=like.leaves, loop=like.loop)
         return value.replace(chosen=like.chosen) if isinstance(value, Signal | Absent) else value

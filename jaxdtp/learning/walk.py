@@ -216,16 +216,15 @@ class Walk:
         by_data = isinstance(index, Signal | Absent)
         if not self.evaluate:
             # The layers of all branches, whichever is taken.
-            alike = _alike([branch(*operands) for branch in branches])
-            results = [of_branches[0] for of_branches in zip(*alike, strict=True)]
-            if not by_data:
-                results = [_selected(index, of_branches) for of_branches in zip(*alike, strict=True)]
+            found = [branch(*operands) for branch in branches]
+            like = _like_all(found)
+            alike = [as_carried(results, like) for results in found]
+            results = like if by_data else [_selected(index, of) for of in zip(*alike, strict=True)]
         else:
-            found = [jax.eval_shape(branch, *operands) for branch in branches]
-            like = _alike(found)[0]
+            like = _like_all([jax.eval_shape(branch, *operands) for branch in branches])
 
             def taken(branch: Callable, *operands: Any) -> list:
-                return as_carried([promoted(*pair) for pair in zip(branch(*operands), like, strict=True)], like)
+                return as_carried(branch(*operands), like)
 
             taken_by_branch = [functools.partial(taken, branch) for branch in branches]
             results = jax.lax.switch(forward_value(index), taken_by_branch, *operands)
@@ -252,7 +251,6 @@ class Walk:
             walks.append(inner)
             results = inner.run(body.jaxpr, body.consts, [*consts, *in_loop(carry, loop), *in_loop(xs, loop)])
             carried, ys = results[: len(carry)], results[len(carry) :]
-            carried = [promoted(value, like) for value, like in zip(carried, carry, strict=True)]
             return as_carried(carried, carry), (ys, inner.found)
 
         xs_within = [Absent(x.shape[1:], x.dtype) if isinstance(x, Absent) else x for x in xs]
@@ -294,10 +292,9 @@ class Walk:
             carry = merged
 
 
-def _alike(branches: list[list]) -> list[list]:
-    """The results of branches, each of the kind that it has in any of them."""
-    like = [functools.reduce(promoted, of_branches) for of_branches in zip(*branches, strict=True)]
-    return [as_carried([promoted(*pair) for pair in zip(results, like, strict=True)], like) for results in branches]
+def _like_all(branches: list[list]) -> list:
+    """Results of the kind that each has in any branch."""
+    return [functools.reduce(promoted, of_branches) for of_branches in zip(*branches, strict=True)]
 
 
 def _selected(index: Any, of_branches: tuple) -> Any:

@@ -139,7 +139,7 @@ class About(NamedTuple):
     labels: int | None
 
 
-def about(dataset: Dataset) -> About:
+def about_data(dataset: Dataset) -> About:
     """What is remembered of a data set."""
     splits = {name: split for name, split in dataset._asdict().items() if name != "classes"}
     images, labels = dataset.train.images, 0
@@ -149,15 +149,13 @@ def about(dataset: Dataset) -> About:
     return About(images.shape[1:], str(images.dtype), dataset.classes, sizes, labels)
 
 
-def describe(workdir: epath.Path, dataset: Dataset) -> None:
+def describe(workdir: epath.Path, ours: About) -> None:
     """Write what a run's model takes and gives."""
-    storage.write(workdir / DATA, json.dumps(about(dataset)._asdict(), indent=2) + "\n")
+    storage.write(workdir / DATA, json.dumps(ours._asdict(), indent=2) + "\n")
 
 
-def check_data(workdir: epath.Path, dataset: Dataset, fields: tuple[str, ...] = About._fields) -> None:
-    """Raise ConfigError, which names the fields of `About` that differ, where the run in `workdir` was begun on other
-    data."""
-    ours = about(dataset)
+def check_data(workdir: epath.Path, ours: About, fields: tuple[str, ...] = About._fields) -> None:
+    """Raise ConfigError, which names the fields that differ, where the run in `workdir` was begun on other data."""
     found = described(workdir) if (workdir / DATA).exists() else ours
     differing = [
         f"{name} (there {shown(getattr(found, name))}, here {shown(getattr(ours, name))})"

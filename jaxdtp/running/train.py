@@ -34,7 +34,7 @@ from jaxdtp.running.build import (
     steps_in_epoch,
 )
 from jaxdtp.running.checkpoints import Checkpoint
-from jaxdtp.running.claim import check, check_data, claim, describe, remember
+from jaxdtp.running.claim import about_data, check, check_data, claim, describe, remember
 from jaxdtp.running.groups import Group, division, groups_of, keys_of, place_by_seed
 from jaxdtp.running.measuring import evaluate, measure
 from jaxdtp.running.rounds import Run, check_claim, round_at, save_and_stop, train_round
@@ -189,7 +189,7 @@ def evaluate_best(config: ConfigDict, workdir: epath.Path, data: Data = None) ->
 
     def fitting():
         check(workdir, config)
-        check_data(workdir, datasets[0], ("image_shape", "dtype", "classes"))
+        check_data(workdir, about_data(datasets[0]), ("image_shape", "dtype", "classes"))
 
     together(fitting, first_alone=True)
     network, states = start(config, datasets[0], steps)
@@ -249,13 +249,14 @@ def resume(
     like = checkpoint_of(config, begun)
 
     def read():
-        check_data(workdir, dataset)
+        data = about_data(dataset)
+        check_data(workdir, data)
         checkpoints.tidy(workdir)
         found = checkpoints.restore_newest(workdir, like.state) or like
         records = reports.read_records(workdir, standing_of(config, found).step)
         done = records[-1]["epoch"] if records else 0
         remember(workdir, config, done)
-        describe(workdir, dataset)
+        describe(workdir, data)
         reports.write_records(workdir, records)
         if found.score > -math.inf and done < config.num_epochs and done % config.checkpoint_every_epochs:
             # Saved because the run ended there, which it no longer does.
