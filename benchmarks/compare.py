@@ -148,7 +148,8 @@ def plot(rows: list[dict], title: str) -> plt.Figure:
     """Test error over the cost of a step, and the two angles against each other, a point for each rule."""
     figure, (cost, angles) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for index, of_rule in enumerate(rows):
-        colour = plt.get_cmap("tab20")(index % 20)
+        # A colour of its own: the map has 20, which the others take.
+        colour = "black" if of_rule["rule"] == "bp" else plt.get_cmap("tab20")(index)
         look = {"color": colour, "marker": "o" if index % 2 else "s", "markersize": 6, "linestyle": ""}
         if of_rule["test_accuracies"]:
             mean, deviation = 100 - np.mean(of_rule["test_accuracies"]), spread(of_rule["test_accuracies"])
