@@ -3,8 +3,9 @@
     python -m benchmarks.published --data_dir=DIR --rows=lenet_mnist --seed=3
 
 runs a row again by other seeds, from 3 on. A row (`benchmarks.tables`) is one run of `python -m jaxdtp.main`, of all
-its seeds at once, and is kept as benchmarks/results/published/NAME-RULE.json; runs of other seeds, as
-NAME-RULE-seed3.json, belong to it, too. Then the table is written: benchmarks/results/published.json, .md and .png.
+its seeds at once, and is kept as benchmarks/results/published/NAME-RULE.json, also where it diverges; runs of other
+seeds, as NAME-RULE-seed3.json, belong to it, too. Then the table is written: benchmarks/results/published.json, .md and
+.png.
 Without --data_dir it is written of what is there. Rows that take too long on a CPU are left to `benchmarks.gpu_runs`,
 unless --rows names them.
 """
@@ -15,6 +16,7 @@ import json
 import math
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from jaxdtp.results.reports import of_blocks
 from jaxdtp.results.statistics import over_seeds, welch
 
 KEPT = RESULTS / "published"
+DIVERGED = 3
+"""The command's exit code."""
 RULES = {"ldrl_fast": "fast L-DRL", "bp": "BP"}
 
 
@@ -57,7 +61,7 @@ def run_until(deadline: float, arguments: list[str], log: Path | None = None) ->
                 process.kill()
             return None
     if code:
-        print(f"exit {code}: it is left out{f', see {log}' if log else ''}", flush=True)
+        print(f"exit {code}{f', see {log}' if log else ''}", flush=True)
     return code
 
 
@@ -81,40 +85,48 @@ def train(
         options: of the command, besides the row's.
         deadline: of `time.monotonic`, which cuts it short.
         seed: the first one.
-        keep: whether the result is recorded.
+        keep: whether the result is recorded, also where it diverged.
         log: whether its output goes to a file beside the run's directory.
 
     Returns:
-        Whether it ended well, before the deadline.
+        Whether it has been trained to its end, or till it diverged, before the deadline.
     """
     name = f"{row.name}-{row.rule}" + (f"-seed{seed}" if seed else "")
     options = (*options, *([f"--config.seed={seed}"] if seed else []))
     run, command = workdir / name, ["-m", "jaxdtp.main", *row.command, *options]
     arguments = [*command, f"--config.dataset.data_dir={data_dir}", f"--workdir={run}"]
     code = run_until(deadline, arguments, workdir / f"{name}.log" if log else None)
-    if code == 0 and keep:
+    through = code in (0, DIVERGED)
+    if through and keep:
         shown = " ".join(["python", *command, "--config.dataset.data_dir=DIR"])
         # In a process of its own: this one must not take a GPU's memory from the next run.
         record = [sys.executable, "-m", "benchmarks.record", str(run), f"published/{name}", shown]
         subprocess.run(record, check=True)
-    return code == 0
+    return through
 
 
 def kept(row: Row) -> tuple[dict[int, dict], list[str]]:
-    """What is kept of a row: by seed, 'accuracy' and 'epochs', and the commands."""
+    """What is kept of a row: by seed, 'accuracy' (None: it diverged) and 'epochs', and the commands."""
     found, commands = {}, []
     name = f"{row.name}-{row.rule}"
     for path in sorted([*KEPT.glob(f"{name}.json"), *KEPT.glob(f"{name}-*.json")]):
         result = json.loads(path.read_text())
         commands.append(result["command"])
-        summary, epochs = result["summary"], result["epochs"]
-        if "seeds" in summary:
-            for seed, of_seed in summary["seeds"].items():
-                own = [{"epoch": epoch["epoch"]} | epoch["seeds"][seed] for epoch in epochs]
-                found[int(seed)] = {"accuracy": of_seed[row.metric], "epochs": own}
-        else:
-            found[result["config"]["seed"]] = {"accuracy": summary[row.metric], "epochs": epochs}
+        config, summary, epochs = result["config"], result.get("summary", {}), result["epochs"]
+        # Results from before a run could have many seeds have no such key.
+        many = config.get("seeds", [])
+        for seed in many:
+            key = str(seed)
+            own = [{"epoch": epoch["epoch"]} | epoch["seeds"][key] for epoch in epochs if key in epoch["seeds"]]
+            found[seed] = {"accuracy": summary.get("seeds", {}).get(key, {}).get(row.metric), "epochs": own}
+        if not many:
+            found[config["seed"]] = {"accuracy": summary.get(row.metric), "epochs": epochs}
     return dict(sorted(found.items())), commands
+
+
+def ended(results: dict[int, dict]) -> dict[int, float]:
+    """The accuracies of those seeds that didn't diverge, of what `kept` returns."""
+    return {seed: result["accuracy"] for seed, result in results.items() if result["accuracy"] is not None}
 
 
 def is_missing(row: Row, seed: int = 0) -> bool:
@@ -127,14 +139,15 @@ def collect() -> list[dict]:
 
     Returns:
         For each: 'name', 'rule', 'paper', 'what', 'published' (accuracy between 0 and 1, or None), 'accuracies' (by
-        seed), 'epochs', 'command', 'p' (Welch, against BP of the same name), 'angle' (degrees to the backpropagation
-        gradient, median over hidden layers, epochs and seeds) and 'needs_gpu'.
+        seed), 'diverged' (epochs that ended before, by seed), 'epochs', 'command', 'p' (Welch, against BP of the same
+        name), 'angle' (degrees to the backpropagation gradient, median over hidden layers, epochs and seeds) and
+        'needs_gpu'.
     """
-    of_bp = {row.name: [result["accuracy"] for result in kept(row)[0].values()] for row in ROWS if row.rule == "bp"}
+    of_bp = {row.name: list(ended(kept(row)[0]).values()) for row in ROWS if row.rule == "bp"}
     lines = []
     for row in ROWS:
         results, commands = kept(row)
-        accuracies = {seed: result["accuracy"] for seed, result in results.items()}
+        accuracies = ended(results)
         epochs = [epoch for result in results.values() for epoch in result["epochs"]]
         # Without the smallest one: that of the output layer, whose update is the gradient whatever the feedback.
         angles = [angle for epoch in epochs for angle in sorted(of_blocks(epoch, "update_angle").values())[1:]]
@@ -147,6 +160,7 @@ def collect() -> list[dict]:
                 "what": row.what,
                 "published": row.published,
                 "accuracies": accuracies,
+                "diverged": {seed: len(results[seed]["epochs"]) for seed in results if seed not in accuracies},
                 "epochs": max((epoch["epoch"] for epoch in epochs), default=None),
                 "command": "; ".join(commands) or " ".join(["python -m jaxdtp.main", *row.command]),
                 "p": probability,
@@ -157,6 +171,11 @@ def collect() -> list[dict]:
     return lines
 
 
+def has_run(line: dict) -> bool:
+    """Whether a seed has come to an end, or diverged."""
+    return bool(line["accuracies"] or line["diverged"])
+
+
 def table(lines: list[dict]) -> str:
     """The rows that have been run, in Markdown, and the names of the others."""
     text = [
@@ -165,29 +184,32 @@ def table(lines: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        if not line["accuracies"]:
+        if not has_run(line):
             continue
         accuracies = [100 * accuracy for accuracy in line["accuracies"].values()]
+        seeds = len(accuracies) + len(line["diverged"])
+        diverged = f" ({len(line['diverged'])} of {seeds} diverged)" if line["diverged"] else ""
         cells = [
             line["what"],
             f"`{line['rule']}`",
             "" if line["published"] is None else f"{100 * line['published']:.2f} ({line['paper']})",
-            mean_and_std(accuracies),
-            f"{len(accuracies)}",
+            mean_and_std(accuracies) + diverged,
+            f"{seeds}",
             f"{line['epochs']}",
             *("" if line[key] is None else f"{line[key]:.2g}" for key in ("p", "angle")),
             f"`--rows={line['name']}`",
         ]
         text.append(f"| {' | '.join(cells)} |")
     for needs_gpu, when in ((False, "Not run yet"), (True, "Not run yet, and too long without a GPU")):
-        missing = [line for line in lines if not line["accuracies"] and line["needs_gpu"] == needs_gpu]
+        missing = [line for line in lines if not has_run(line) and line["needs_gpu"] == needs_gpu]
         if missing:
             text += ["", f"{when}: " + "; ".join(f"{line['what']}, by `{line['rule']}`" for line in missing) + "."]
     return "\n".join(text)
 
 
 def plot() -> plt.Figure:
-    """Validation accuracy over epochs, mean and standard deviation over seeds, and a panel for each network."""
+    """Validation accuracy over epochs, mean and standard deviation over seeds, and a panel for each network; dotted, those
+    that diverged."""
     panels = {}
     for row in ROWS:
         if results := kept(row)[0]:
@@ -200,11 +222,14 @@ def plot() -> plt.Figure:
     figure, axes = plt.subplots(lines, columns, figsize=(12, 3 * lines), layout="constrained")
     for panel, (what, curves) in zip(np.ravel(axes), panels.items(), strict=False):
         for rule, results in curves:
-            of_epochs = zip(*(result["epochs"] for result in results.values()), strict=True)
-            records = [over_seeds(dict(zip(results, of_epoch, strict=True))) for of_epoch in of_epochs]
+            through = ended(results)
+            of_epochs = zip(*(results[seed]["epochs"] for seed in through), strict=True)
+            records = [over_seeds(dict(zip(through, of_epoch, strict=True))) for of_epoch in of_epochs]
             look = {"color": colours[rule], "markersize": 3, "linewidth": 1}
             curve(panel, records, "validation_top1", 100, "o-" if len(records) < 20 else "-", **look)
-        panel.set_title(what.removesuffix(", top-5"), fontsize="small")
+            for seed in results.keys() - through.keys():
+                curve(panel, results[seed]["epochs"], "validation_top1", 100, ":", **look)
+        panel.set_title(textwrap.fill(what.removesuffix(", top-5"), 47), fontsize="small")
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         style(panel)

@@ -1,4 +1,4 @@
-"""Keep a finished run, or a search, as a result: `python -m benchmarks.record WORKDIR NAME "COMMAND" [PLOT ...]`.
+"""Keep a run that has ended or diverged, or a search: `python -m benchmarks.record WORKDIR NAME "COMMAND" [PLOT ...]`.
 
 Writes benchmarks/results/NAME.json with the run's summary, epochs and configuration, or a search's trials, and machine,
 versions, date and command, and copies those of its plots that are named (`accuracy`, ...) beside it as NAME-PLOT.png.
@@ -26,7 +26,9 @@ def record(workdir: Path, name: str, command: str, plots: list[str]) -> Path:
     if (workdir / "trials.json").exists():
         result = {"trials": json.loads((workdir / "trials.json").read_text())["trials"]}
     else:
-        parts = {part: json.loads((workdir / f"{part}.json").read_text()) for part in ("summary", "config")}
+        # A run that diverged has no summary.
+        files = [path for path in (workdir / "summary.json", workdir / "config.json") if path.exists()]
+        parts = {path.stem: json.loads(path.read_text()) for path in files}
         epochs = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         result = parts | {"epochs": [rounded(epoch) for epoch in epochs]}
     RESULTS.mkdir(exist_ok=True)

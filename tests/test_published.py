@@ -43,7 +43,7 @@ def test_rows_are_told_apart():
     assert len(set(names)) == len(names)
 
 
-def test_results_of_one_seed_and_of_many_belong_to_a_row(tmp_path, monkeypatch):
+def test_results_of_one_seed_of_many_and_of_none_belong_to_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "KEPT", tmp_path)
     row = tables.ROWS[0]._replace(metric="test_top5")
     angles = {"update_angle/a": 3.0, "update_angle/b": 0.0, "update_angle/c": 5.0}
@@ -51,27 +51,33 @@ def test_results_of_one_seed_and_of_many_belong_to_a_row(tmp_path, monkeypatch):
         "command": "many",
         "summary": {"test_top5": 0.55, "seeds": {"0": {"test_top5": 0.5}, "1": {"test_top5": 0.6}}},
         "epochs": [{"epoch": 7, "seeds": {"0": angles, "1": angles}}],
-        "config": {"seed": 0},
+        "config": {"seed": 0, "seeds": [0, 1, 2]},
     }
-    one = {"command": "one", "summary": {"test_top5": 0.7}, "epochs": [{"epoch": 7}], "config": {"seed": 4}}
-    for name, result in (("", many), ("-again", one)):
+    config = {"seed": 4, "seeds": []}
+    one = {"command": "one", "summary": {"test_top5": 0.7}, "epochs": [{"epoch": 7}], "config": config}
+    lost = {"command": "lost", "epochs": [{"epoch": 1, "seeds": {"5": {}}}], "config": {"seed": 5, "seeds": [5]}}
+    for name, result in (("", many), ("-again", one), ("-seed5", lost)):
         (tmp_path / f"{row.name}-{row.rule}{name}.json").write_text(json.dumps(result))
     (tmp_path / f"{row.name}_other-{row.rule}.json").write_text("of another row")
     results, commands = published.kept(row)
-    assert {seed: result["accuracy"] for seed, result in results.items()} == {0: 0.5, 1: 0.6, 4: 0.7}
-    assert sorted(commands) == ["many", "one"]
+    accuracies = {seed: result["accuracy"] for seed, result in results.items()}
+    assert accuracies == {0: 0.5, 1: 0.6, 2: None, 4: 0.7, 5: None}
+    assert sorted(commands) == ["lost", "many", "one"]
     monkeypatch.setattr(published, "ROWS", [row, row._replace(rule="bp")])
     line, missing = published.collect()
     assert line["angle"] == 4.0  # without the smallest, the output layer's
     assert line["epochs"] == 7
     assert missing["accuracies"] == {}
-    assert "| 60.00 ± 10.00 | 3 | 7 |" in published.table([line])
+    assert line["diverged"] == {2: 0, 5: 1}
+    assert "| 60.00 ± 10.00 (2 of 5 diverged) | 5 | 7 |" in published.table([line])
     assert published.table([missing]).endswith(f"Not run yet: {row.what}, by `bp`.")
 
 
 ONE_ROW = """
 short = "--config.num_epochs=1", "--config.beside=()"
 ROWS = _rows(NONE, "MLP, digits", "mlp_digits", "digits_mlp", {"bp": 0.9}, *short, gpu=True)
+wild = "--config.num_epochs=3", "--config.beside=()", "--config.forward.learning_rate=1e30"
+ROWS += _rows(NONE, "MLP, wild", "mlp_wild", "digits_mlp", {"bp": 0.9}, *wild, gpu=True)
 """
 
 
@@ -86,12 +92,13 @@ def test_a_row_that_is_named_runs_again_by_other_seeds(tmp_path):
 
     def run(*options):
         command = [sys.executable, "-m", "benchmarks.published", "--data_dir=none", *options]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path}
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "Not run yet, and too long without a GPU: MLP, digits, by `bp`." in run()
+    assert "Not run yet, and too long without a GPU: MLP, digits, by `bp`; MLP, wild, by `bp`." in run()
     assert not list(kept.iterdir())
     assert "| 1 | 1 |" in run("--rows=mlp_digits", "--seed=3")
     assert [path.name for path in kept.iterdir()] == ["mlp_digits-bp-seed3.json"]
@@ -103,3 +110,6 @@ def test_a_row_that_is_named_runs_again_by_other_seeds(tmp_path):
     assert (kept / "mlp_digits-bp-seed3.json").stat().st_mtime_ns == begun
     rows = json.loads((tmp_path / "benchmarks" / "results" / "published.json").read_text())
     assert list(rows[0]["accuracies"]) == ["3"]
+    assert "| `bp` | 90.00 (-) | - (1 of 1 diverged) | 1 |" in run("--rows=mlp_wild")
+    assert "summary" not in json.loads((kept / "mlp_wild-bp.json").read_text())
+    assert "from seed 0 on it is kept" in run("--rows=mlp_wild")
