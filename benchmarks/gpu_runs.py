@@ -3,10 +3,10 @@
     python -m benchmarks.gpu_runs --minutes=9 --data_dir=DIR --out=DIR
 
 Step times come first, alone, then what takes too long on a CPU, as many runs at a time as --at_once says: while one
-starts and compiles, the GPU does the others' steps; where NVIDIA's MPS runs (`nvidia-cuda-mps-control -d`), they share it
-instead of taking turns. What is finished is skipped, and a run that the last call cut short goes on from its checkpoint:
-call it until it says that everything is done. Results are kept in benchmarks/results/ and,
-where --out is given, in OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
+starts and compiles, the GPU does the others' steps; where NVIDIA's MPS runs (`nvidia-cuda-mps-control -d`), they share
+it instead of taking turns. What is finished is skipped, and a run that the last call cut short goes on from its
+checkpoint: call it until it says that everything is done. Results are kept in benchmarks/results/ and, where --out is
+given, in OUT/results.tar.gz. --small does the same with a few steps of a few images, to try it on a CPU.
 """
 
 import argparse

@@ -208,8 +208,8 @@ def table(lines: list[dict]) -> str:
 
 
 def plot() -> plt.Figure:
-    """Validation accuracy over epochs, mean and standard deviation over seeds (dotted: those that diverged), and a panel
-    for each network."""
+    """Validation accuracy over epochs, mean and standard deviation over seeds (dotted: those that diverged), and a
+    panel for each network."""
     panels = {}
     for row in ROWS:
         if results := kept(row)[0]:
