@@ -113,6 +113,18 @@ def test_damping_shrinks_the_change_as_a_regularised_inverse_does(rule, damping,
     np.testing.assert_allclose(measured["target_contraction"], abs(factor) / (1 + damping), atol=1e-2)
 
 
+@pytest.mark.parametrize("change", [1.0, 1e-3, 1e-4])
+@pytest.mark.parametrize("rule", [inverse_target, output_inverse_target])
+def test_rounding_errors_are_no_divergence(rule, change):
+    """In float32, steps that shrink by half each time end at the rounding errors of signals that are much larger."""
+    with jax.enable_x64(False):
+        block, feedback, forward, clean = linear_block_with_factor(0.5)
+        target = clean.output + change * jax.random.normal(jax.random.key(2), clean.output.shape)
+        _, measured = rule(block, feedback, forward, clean, target, iterations=40)
+        assert measured["target_diverged"] == 0
+        np.testing.assert_allclose(measured["target_contraction"], 0.5, atol=0.1)
+
+
 @pytest.mark.parametrize("rule", [inverse_target, output_inverse_target])
 def test_nothing_is_asked_for_where_nothing_is_wrong(rule):
     """Whatever G has learned: with untrained feedback, too."""

@@ -59,7 +59,7 @@ def inverse_target(
         return (error - damping * (r - clean.input)) / (1 + damping)
 
     first = (goal - feedback(block, feedback_params, clean.output, clean.switches)) / (1 + damping)
-    reached = _iterate(step, clean.input, first, iterations, tolerance)
+    reached = _iterate(step, clean.input, first, _sizes(clean.input), iterations, tolerance)
     return reached.point, _measurements(reached, forward, reached.point, clean, target)
 
 
@@ -96,7 +96,7 @@ def output_inverse_target(
     def step(u: jax.Array) -> jax.Array:
         return (goal - (forward(below(u))[0] - there_and_back) - damping * u) / (1 + damping)
 
-    reached = _iterate(step, goal, step(goal), iterations, tolerance)
+    reached = _iterate(step, goal, step(goal), _sizes(there_and_back), iterations, tolerance)
     found = clean.input + below(reached.point) - there
     return found, _measurements(reached, forward, found, clean, target)
 
@@ -121,20 +121,20 @@ def _iterate(
     step: Callable[[jax.Array], jax.Array],
     point: Float[Array, "batch *space"],
     first: Float[Array, "batch *space"],
+    signals: Float[Array, " batch"],
     iterations: int,
     tolerance: Number,
 ) -> _Iterates:
-    """point <- point + step(point) while an example's steps shrink, `first` being the first step."""
-
-    def lost(size: jax.Array, point: jax.Array) -> jax.Array:
-        # Steps of the size of rounding errors neither shrink nor grow.
-        return size <= 8 * jnp.finfo(point.dtype).eps * _sizes(point)
+    """point <- point + step(point) while an example's steps shrink, `first` being the first step; `signals` are the
+    sizes of what a step is a difference of."""
+    # Steps of the size of rounding errors neither shrink nor grow.
+    rounding = 8 * jnp.finfo(point.dtype).eps * signals
 
     def advance(state: _Iterates) -> _Iterates:
         point = _where(state.active, state.point + state.step, state.point)
         taken = step(point)
         size = _sizes(taken)
-        done = (size <= tolerance * state.first_size) | lost(size, point)
+        done = (size <= tolerance * state.first_size) | (size <= rounding)
         # Not "size >= state.size": what is not a number has not shrunk either.
         grown = state.active & ~done & ~(size < state.size)
         active = state.active & ~done & ~grown
@@ -151,7 +151,7 @@ def _iterate(
 
     size = _sizes(first)
     none, zero = jnp.zeros(len(point), bool), jnp.zeros((), jnp.int32)
-    start = _Iterates(point, first, size, size, jnp.zeros(len(point), jnp.int32), ~lost(size, point), none, zero)
+    start = _Iterates(point, first, size, size, jnp.zeros(len(point), jnp.int32), size > rounding, none, zero)
     return jax.lax.while_loop(lambda state: (state.iteration < iterations) & jnp.any(state.active), advance, start)
 
 
