@@ -13,10 +13,12 @@ import numpy as np
 from jaxdtp import alignment
 from jaxdtp.alignment.jacobians import with_own_feedback
 from jaxdtp.alignment.updates import by_layers
+from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
-from jaxdtp.models.blocks import Block, feedback, feedback_difference
-from jaxdtp.models.modules import as_network, by_block
+from jaxdtp.learning.walk import Layer
+from jaxdtp.models.blocks import Block, example_of, feedback, feedback_difference
+from jaxdtp.models.modules import as_network, by_block, one_block
 from jaxdtp.system.errors import described
 
 
@@ -47,11 +49,13 @@ def assert_jacobian_matches_transpose(
         AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones, or it isn't affine
             though the block says so. Names the block, what was measured with its standard error, and the output unit
             with the greatest error.
-        ValueError: no tolerance.
+        ValueError: no tolerance, several blocks, or one whose input has no Jacobian, such as integers.
     """
     _check_tolerances(max_degrees, max_relative_error)
-    (block,) = as_network(block, x, state)
+    block = one_block(block, x, state)
     forward_params, feedback_params = params
+    if not jnp.issubdtype(block.dtype, jnp.floating):
+        raise ValueError(f"block {block.name}: takes {block.dtype}; allowed: a block of floating point numbers")
     _assert_mirrored(block, forward_params, feedback_params, x)
     error, angle = alignment.jacobian_matching(
         block, forward_params, feedback_params, x, jax.random.key(seed), probes=probes
@@ -102,25 +106,35 @@ def assert_updates_match_backprop(
         max_degrees: of the angle between update and gradient of each block's kernel and bias.
         max_relative_error: of |update / beta - gradient| / |gradient|. One of the two tolerances or both.
         beta: step size of the output target.
-        target_rule: which carries targets downwards; None: difference targets for blocks that have feedback maps of
-            their own, feedback beside every layer for others.
+        target_rule: which carries targets downwards; None: as in `alignment.updates_and_gradients`.
         paths: of the feedback; the blocks' own feedback maps if left out.
         loss: of outputs and labels.
         state: of models, what they keep without learning it, such as {"batch_stats": ...}; fresh if left out.
+
+    Parameters whose gradient and update are zero but for rounding errors of the others', such as the bias of
+    attention's keys, have no direction and are left out.
 
     Raises:
         AssertionError: above a tolerance, or the feedback's shapes don't mirror the forward ones. Names the blocks from
             the top one down, which is the way the fault came, with what was measured, the mean over single examples
             with its standard error, and the output unit with the greatest error.
-        ValueError: no tolerance.
+        ValueError: no tolerance; one layer or block alone, whose update no feedback takes part in; a batch or
+            parameters that don't fit.
     """
     _check_tolerances(max_degrees, max_relative_error)
     images, labels = batch
     network = as_network(network, images, state)
     forward, feedback_params = (by_block(network, side) for side in params)
+    beside_layers = by_layers(network, target_rule, feedback_params)
+    layers = [layer for block in network for layer in _layers(block, forward[block.name], len(images))]
+    if len(layers if beside_layers else network) < 2:
+        raise ValueError(
+            f"network: got one {'layer' if beside_layers else 'block'}, {network[0].name}; allowed: two or more, since "
+            "no feedback weight takes part in the update of the lowest one"
+        )
     x: jax.Array | jax.ShapeDtypeStruct = images
     for block in network:
-        mirrored = paths is None and not by_layers(network, target_rule)
+        mirrored = paths is None and not beside_layers
         x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
     arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
@@ -134,12 +148,23 @@ def assert_updates_match_backprop(
     ]
     if not faults:
         return
-    of_examples = _by_parameter(alignment.gradient_matching(*arguments, per_example=True, paths=paths, loss=loss))
     updates, gradients = map(_by_parameter, alignment.updates_and_gradients(*arguments, paths=paths, loss=loss))
+    sizes = {
+        (block, name): max(np.max(np.abs(array), initial=0) for array in (updates[block][name], gradient))
+        for block, of_block in gradients.items()
+        for name, gradient in of_block.items()
+    }
+    rounding = 100 * jnp.finfo(jnp.result_type(*jax.tree.leaves(gradients))).eps * max(sizes.values())
+    faults = [fault for fault in faults if not sizes[fault[:2]] <= rounding]
+    if not faults:
+        return
+    of_examples = _by_parameter(alignment.gradient_matching(*arguments, per_example=True, paths=paths, loss=loss))
     lines = []
     for block, name, measure in faults:
         limit, unit = measures[measure]
         value, of_each = (getattr(match[block][name], measure) for match in (matches, of_examples))
+        # An example without a gradient has no angle to it.
+        of_each = of_each[np.isfinite(of_each)]
         error = jnp.std(of_each, ddof=1) / len(of_each) ** 0.5 if len(of_each) > 1 else jnp.nan
         worst, of_worst = _worst_update_unit(updates[block][name], gradients[block][name])
         lines.append(
@@ -148,6 +173,11 @@ def assert_updates_match_backprop(
             f"{of_worst:.3g} of its norm)"
         )
     raise AssertionError("\n".join(lines))
+
+
+def _layers(block: Block, params: Any, examples: int) -> list[Layer]:
+    """What of a block can have feedback weights of its own."""
+    return layers_of(lambda params, x: block.forward(params, x)[0], params, example_of(block, examples))[0]
 
 
 def _by_parameter(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -172,7 +202,7 @@ def _assert_mirrored(
     input_shape, output_shape = ((x.shape[0], *shape) for shape in (block.input_shape, block.output_shape))
     if x.shape != input_shape:
         raise AssertionError(f"block {block.name}: x is {x.shape}; expected {input_shape}, the block's input_shape")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if jnp.issubdtype(block.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
         raise AssertionError(f"block {block.name}: x is {x.dtype}; expected floating point numbers")
     expected = f"expected {output_shape}, the block's output_shape"
     own = with_own_feedback(block, forward_params)
@@ -192,16 +222,26 @@ def _assert_mirrored(
 
 
 def _assert_affine(block: Block, forward_params: Any, feedback_params: Any, x: jax.Array) -> None:
-    """That the difference of feedbacks, as targets take it, is the difference."""
+    """That the difference of feedbacks, as targets take it, is the difference, and linear in the parameters, as the
+    loss of L-DRL takes it."""
     y, switches, _ = block.forward(forward_params, x)
-    difference = feedback_difference(block, feedback_params, block.gate(2 * y, switches), block.gate(y, switches))
-    expected = feedback(block, feedback_params, 2 * y, switches) - feedback(block, feedback_params, y, switches)
-    error = jnp.linalg.norm(difference - expected) / (jnp.linalg.norm(expected) + jnp.finfo(expected.dtype).tiny)
-    if not error <= 1e-2:
-        raise AssertionError(
-            f"block {block.name}: affine, but one projection of gate(2 y) - gate(y) is off by {error:.2g} of "
-            "G(2 y) - G(y); expected: project affine in its parameters and in all that gate gives"
-        )
+
+    def difference(params):
+        return feedback_difference(block, params, block.gate(2 * y, switches), block.gate(y, switches))
+
+    found = difference(feedback_params)
+    two = feedback(block, feedback_params, 2 * y, switches) - feedback(block, feedback_params, y, switches)
+    doubled = difference(jax.tree.map(lambda leaf: 2 * leaf, feedback_params))
+    for what, value, expected in (
+        ("one projection of gate(2 y) - gate(y) is off by {:.2g} of G(2 y) - G(y)", found, two),
+        ("with parameters twice as large it is off by {:.2g} of twice that projection", doubled, 2 * found),
+    ):
+        error = jnp.linalg.norm(value - expected) / (jnp.linalg.norm(expected) + jnp.finfo(expected.dtype).tiny)
+        if not error <= 1e-2:
+            raise AssertionError(
+                f"block {block.name}: affine, but {what.format(error)}; expected: project affine in its parameters and "
+                "in all that gate gives"
+            )
 
 
 def _shape_of(what: str, expected: str, function, *arguments):
@@ -231,7 +271,8 @@ def _jacobian_unit_errors(
 
 def _worst_update_unit(update: jax.Array, gradient: jax.Array) -> tuple[int, float]:
     """The output unit (last axis) with the greatest error, and that error relative to its gradient's norm."""
-    of_units, expected = (np.asarray(array).reshape(-1, array.shape[-1]) for array in (update, gradient))
+    pair = (np.atleast_1d(array) for array in (update, gradient))
+    of_units, expected = (array.reshape(-1, array.shape[-1]) for array in pair)
     errors = np.linalg.norm(of_units - expected, axis=0)
     worst = int(np.argmax(errors))
     return worst, float(errors[worst] / np.linalg.norm(expected[:, worst]))

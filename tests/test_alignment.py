@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from jaxdtp.configuration.config import default_config
 from jaxdtp.learning import paths
 from jaxdtp.learning.targets import difference_target, output_target, plain_target, propagate_targets
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import Units, conv_block, dense_block, matched_elu
+from jaxdtp.models.blocks import Units, conv_block, dense_block, feedback_difference, matched_elu
 from jaxdtp.running.epoch import Preprocessing, normalise
 from jaxdtp.running.train import in_precision
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
@@ -392,3 +394,144 @@ def test_helpers_refuse_integers():
     forward, feedback, _ = block.init(jax.random.key(0))
     with pytest.raises(AssertionError, match="block upper: x is int32; expected floating point"):
         assert_jacobian_matches_transpose(block, (forward, feedback), jnp.ones((2, 4), jnp.int32), max_degrees=1)
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        query, key, value = (nn.Dense(6, name=name)(x) for name in ("query", "key", "value"))
+        return nn.Dense(4)((nn.softmax(query @ key.mT) @ value).mean(1))
+
+
+class Tokens(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.PReLU()(nn.Dense(5)(nn.Embed(9, 6)(x).mean(1))))
+
+
+def of_module(module, x, change=0.0):
+    """A module's forward parameters, and feedback that is off them by a share."""
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+    return params, jax.tree.map(lambda leaf: leaf * (1 + change), params)
+
+
+def test_parameters_without_a_gradient_have_no_direction():
+    """Softmax takes no notice of the bias of keys: update and gradient are rounding errors."""
+    x = jax.random.normal(jax.random.key(1), (8, 3, 6))
+    batch = x, jnp.arange(8) % 4
+    assert_updates_match_backprop(Attention(), of_module(Attention(), x, 1e-3), batch, max_degrees=1)
+    params, feedback = of_module(Attention(), x)
+    feedback["Dense_0"]["kernel"] = -feedback["Dense_0"]["kernel"]
+    with pytest.raises(AssertionError, match=r"block Attention, value\.kernel: angle .* is 180 degrees"):
+        assert_updates_match_backprop(Attention(), (params, feedback), batch, max_degrees=1)
+
+
+def test_updates_of_tokens_and_of_single_numbers_are_compared():
+    x, labels = jax.random.randint(jax.random.key(1), (8, 3), 0, 9), jnp.arange(8) % 4
+    params, feedback = of_module(Tokens(), x)
+    assert_updates_match_backprop(Tokens(), (params, feedback), (x, labels), max_degrees=0.1)
+    feedback["Dense_0"]["kernel"] = -feedback["Dense_0"]["kernel"]
+    with pytest.raises(AssertionError, match=r"PReLU_0\.negative_slope: angle"):
+        assert_updates_match_backprop(Tokens(), (params, feedback), (x, labels), max_degrees=0.1)
+
+
+def test_updates_that_no_feedback_takes_part_in_are_refused():
+    x, labels = jnp.ones((4, 6)), jnp.arange(4)
+    params, _ = of_module(nn.Dense(4), x)
+    feedback = jax.tree.map(lambda leaf: -7 * leaf, params)
+    with pytest.raises(ValueError, match="network: got one layer, Dense; allowed: two or more"):
+        assert_updates_match_backprop(nn.Dense(4), (params, feedback), (x, labels), max_degrees=1)
+    block, forward, _, x = block_and_batch("linear", batch=4)
+    with pytest.raises(ValueError, match="network: got one block, linear; allowed: two or more"):
+        assert_updates_match_backprop(
+            (block,), ({"linear": forward}, {}), (x, labels), max_degrees=1, target_rule=difference_target
+        )
+
+
+def test_without_a_target_rule_the_feedback_says_what_the_updates_are():
+    """Feedback beside every layer of blocks that could have feedback maps of their own, too."""
+    network, forward, feedback, images, labels = network_and_batch()
+    beside = alignment.gradient_matching(network, None, forward, forward, images, labels, 1.0)
+    between = alignment.gradient_matching(network, None, forward, feedback, images, labels, 1e-3)
+    assert max(match["kernel"].angle for match in beside.values()) < 1e-3
+    assert between["fc1"]["kernel"].angle > 1
+    expected = alignment.gradient_matching(network, difference_target, forward, feedback, images, labels, 1e-3)
+    assert between == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": jnp.full(6, 4)}, r"labels: got 4; allowed: 0 to 3"),
+        ({"labels": [0] * 6}, r"labels: got a list; allowed: an array"),
+        ({"images": jnp.ones((6, 4))}, r"images: got shape \(6, 4\); allowed: \[batch, 5\]"),
+        ({"feedback": {"fc2": {}, "top": {}}}, r"feedback: got parameters of blocks fc2, top; allowed: of fc2, fc3"),
+        ({"forward": {}}, r"forward: got parameters of blocks none; allowed: of fc1, fc2, fc3"),
+    ],
+)
+def test_what_does_not_fit_is_told(change, words):
+    names = ("network", "forward", "feedback", "images", "labels")
+    values = dict(zip(names, network_and_batch(), strict=True)) | change
+    values = values | {"target_rule": difference_target, "beta": 1.0}
+    with pytest.raises(ValueError, match=words):
+        alignment.gradient_matching(**values)
+
+
+def test_one_block_is_asked_for():
+    network, forward, feedback, images, _ = network_and_batch()
+    with pytest.raises(ValueError, match="block: got 3, fc1, fc2, fc3; allowed: one"):
+        alignment.jacobian_matching(network, forward, feedback, images, jax.random.key(0))
+    with pytest.raises(ValueError, match="block: got 3, fc1, fc2, fc3; allowed: one"):
+        assert_jacobian_matches_transpose(network, (forward, feedback), images, max_degrees=1)
+
+
+def test_a_helper_notices_projections_that_are_not_linear_in_their_parameters():
+    """The loss of L-DRL takes the difference for linear in all parameters that aren't biases."""
+    block, forward, _, x = block_and_batch("linear", batch=20)
+    scaled = block._replace(project=lambda params, h: h @ (params["scale"] * params["kernel"]).T)
+    feedback = {"kernel": forward["kernel"], "scale": jnp.ones(4)}
+    with pytest.raises(AssertionError, match="affine, but with parameters twice as large it is off by"):
+        assert_jacobian_matches_transpose(scaled, (forward, feedback), x, max_degrees=1)
+    assert_jacobian_matches_transpose(scaled._replace(affine=False), (forward, feedback), x, max_degrees=1)
+
+
+class Weights(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+@pytest.mark.parametrize("kind", [dict, Weights])
+def test_biases_leave_differences_in_every_tree(kind):
+    block, forward, *_ = block_and_batch("linear")
+
+    def project(params, h):
+        return block.project(params._asdict() if isinstance(params, Weights) else params, h)
+
+    params, y = kind(kernel=forward["kernel"], bias=jnp.ones(5)), jnp.ones((3, 4))
+    np.testing.assert_array_equal(feedback_difference(block._replace(project=project), params, y, y), 0)
+
+
+def test_half_precision_does_not_hide_a_mismatch():
+    """Squares of 256 x 512 numbers of a size of 1 are more than float16 can tell."""
+    block = dense_block("dense", (256,), 256, activation=False)
+    half = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tree)  # noqa: E731
+    forward, feedback, _ = half(block.init(jax.random.key(0)))
+    x = half(jax.random.normal(jax.random.key(1), (512, 256)))
+    error, angle = alignment.jacobian_matching(block, forward, feedback, x, jax.random.key(2), probes=2)
+    assert error.value > 1
+    assert abs(angle.value - 90) < 5
+    assert jnp.isfinite(alignment.match(x, 2 * x).ratio)
+
+
+def test_kernels_of_other_shapes_have_no_angle():
+    kernels = {"block": {"kernel": jnp.ones((3, 4))}}, {"block": {"kernel": jnp.ones((4, 3))}}
+    assert alignment.weight_alignment(*kernels) == {"weight_angle": {}, "weight_distance": {}}
+
+
+def test_examples_without_a_change_are_left_out():
+    block, forward, _, x = block_and_batch("linear")
+    passes = networks.forward_passes((block,), {"linear": forward}, x)
+    changes = jnp.ones((3, 4)).at[0].set(0)
+    targets, references = [passes[0].output + 1], [passes[0].output + changes]
+    found = alignment.target_matching((block,), passes, targets, references)["linear"]
+    np.testing.assert_allclose((found.ratio, found.distance, found.angle), (1, 0, 0), atol=1e-4)

@@ -331,10 +331,11 @@ def test_feedback_parameters_start_random_or_equal():
         assert forward.shape == feedback.shape
         assert jnp.array_equal(forward, feedback) == (not name.endswith("kernel"))
     chex.assert_trees_all_equal(jaxdtp.init_feedback(f, params, x, jax.random.key(0), symmetric=True), params)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    # Of 216 weights the standard deviation is off by 5 %; the limit is seven times that.
-    kernel = jaxdtp.init_feedback(f, zero, x, jax.random.key(0))["layers_0"]["kernel"]
-    assert float(jnp.std(kernel)) == pytest.approx((3 * 3 * 4) ** -0.5, rel=0.35)
+    for value in (0.0, 0.2):
+        equal = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)  # noqa: B023
+        # Of 216 weights the standard deviation is off by 5 %; the limit is seven times that.
+        kernel = jaxdtp.init_feedback(f, equal, x, jax.random.key(0))["layers_0"]["kernel"]
+        assert float(jnp.std(kernel)) == pytest.approx((3 * 3 * 4) ** -0.5, rel=0.35)
 
 
 EXPERTS = {
@@ -342,6 +343,13 @@ EXPERTS = {
     "sliced": lambda w, x: x @ jax.lax.dynamic_index_in_dim(w, jnp.argmax(x[0]) % 3, keepdims=False).T,
     "selected": lambda w, x: x @ jnp.where(x[0, 0] > 0, w[0], w[1]),
     "branch": lambda w, x: x @ jax.lax.cond(x[0, 0] > 0, lambda: w[0], lambda: w[1].T),
+    "scaled": lambda w, x: jnp.einsum("bi,bio->bo", x, 0.5 * w[jnp.argmax(x, axis=1) % 3]),
+    "normed": lambda w, x: jnp.einsum("bi,bio->bo", x, (k := w[jnp.argmax(x, axis=1) % 3]) / jnp.linalg.norm(k)),
+    "turned": lambda w, x: jnp.einsum("bi,bio->bo", x, jnp.flip(w[jnp.argmax(x, axis=1) % 3], 1)),
+    "both": lambda w, x: jnp.einsum("bi,bkio->bo", x, w[jax.lax.top_k(x[:, :3], 2)[1]]),
+    "summed": lambda w, x: jnp.einsum("bi,bio->bo", x, w[jax.lax.top_k(x[:, :3], 2)[1]].sum(1) + 1e-3),
+    "remat": lambda w, x: jax.checkpoint(lambda x, k: jnp.einsum("bi,bio->bo", x, k))(x, w[jnp.argmax(x, axis=1) % 3]),
+    "loop": lambda w, x: jax.lax.map(lambda pair: pair[0] @ pair[1], (x, w[jnp.argmax(x, axis=1) % 3])),
 }
 
 
@@ -352,6 +360,14 @@ def test_kernels_that_the_input_chooses_are_named(kind):
     for derive in (lambda: jaxdtp.with_feedback(f)(w, w, x), lambda: layers_of(f, w, x)):
         with pytest.raises(ValueError, match="parameter params: the input chooses which, and meets it in a matrix pr"):
             derive()
+
+
+def test_a_stack_of_no_layers_is_nothing():
+    f = lambda w, x: jax.lax.scan(lambda c, k: (jnp.tanh(c @ k), c), x @ w["in"], w["stack"])[0]  # noqa: E731
+    w, x = {"in": jnp.ones((4, 6)), "stack": jnp.ones((0, 6, 6))}, jnp.ones((5, 4))
+    feedback = jaxdtp.init_feedback(f, w, x, jax.random.key(0))
+    np.testing.assert_allclose(jaxdtp.with_feedback(f)(w, feedback, x), x @ w["in"])
+    assert jaxdtp.match_feedback(f, w, feedback, x, jax.random.key(1))["stack"].shape == (0, 6, 6)
 
 
 def test_experts_whose_results_are_chosen_have_feedback():

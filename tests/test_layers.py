@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxdtp
 from jaxdtp.alignment import weight_alignment
 from jaxdtp.learning import paths
 from jaxdtp.learning.algorithms import ALGORITHMS
@@ -402,6 +403,33 @@ def test_errors_through_the_layers_are_first_order_difference_targets(kind):
 
     ours, theirs = (jax.tree.map(lambda gradient: gradient / beta, side) for side in both(forward, backward))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_blocks_without_a_feedback_map_have_the_derived_one():
+    """Whatever they give as switches, they learn as the modules do that compute the same."""
+
+    def block(name, inputs, outputs):
+        def forward(params, x, context=None):
+            return jnp.tanh(x @ params["kernel"]), (), {}
+
+        def init(key):
+            return {"kernel": jax.random.normal(key, (inputs, outputs)) / inputs**0.5}, None, {}
+
+        return jaxdtp.Block(name, (inputs,), (outputs,), init, forward)
+
+    network = (block("low", 6, 8), block("middle", 8, 7), block("top", 7, 4))
+    pairs = [
+        (lambda key, x, of=of: of.init(key)[0], lambda params, x, of=of: of.forward(params, x)[0]) for of in network
+    ]
+    x, labels = jax.random.normal(jax.random.key(0), (8, 6)), jnp.arange(8) % 4
+    learned = []
+    for model in (network, pairs):
+        learner = jaxdtp.learner(model, optax.sgd(0.1), rule="ldrl")
+        state = learner.init(jax.random.key(1), x)
+        state, metrics = learner.step(state, x, labels, jax.random.key(2))
+        assert jnp.isfinite(metrics["loss"])
+        learned.append([jax.tree.leaves(side) for side in (state.forward, state.feedback)])
+    chex.assert_trees_all_close(*learned, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_float64")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxdtp.learning.paths import derive
 from jaxdtp.models.blocks import AnyArray, Block, feedback, to_be_derived
-from jaxdtp.models.modules import as_network
+from jaxdtp.models.modules import one_block
 
 
 class Estimate(NamedTuple):
@@ -53,11 +53,11 @@ def jacobian_matching(
         standard error over the probes (jackknife; the examples are taken as given).
 
     Raises:
-        ValueError: fewer than 2 probes.
+        ValueError: fewer than 2 probes, or several blocks.
     """
     if probes < 2:
         raise ValueError(f"probes: got {probes}; allowed: 2 or more, for a standard error")
-    (block,) = as_network(block, x, state)
+    block = one_block(block, x, state)
     return _match_jacobian(block, forward_params, feedback_params, x, key, probes, per_example)
 
 
@@ -131,6 +131,8 @@ def with_own_feedback(block: Block, forward_params: Any) -> Block:
 
 
 def _sum_of_squares(array: jax.Array, per_example: bool) -> jax.Array:
+    # In float16 the sum would overflow.
+    array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     return jnp.sum(array**2, axis=tuple(range(1, array.ndim)) if per_example else None)
 
 

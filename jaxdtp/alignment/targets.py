@@ -97,12 +97,18 @@ def target_matching(
         targets: of all blocks' outputs, as from `targets.propagate_targets`.
         references: likewise, as from `backprop_targets` or `gauss_newton_targets`.
         per_example: whether to give each example's own, [batch], rather than the mean over the batch, which leaves out
-            examples that have reached their targets: no change has no angle.
+            examples where one of the two changes is zero: no change has no angle.
     """
+
+    def mean(values: jax.Array, angles: jax.Array) -> jax.Array:
+        return jnp.nanmean(jnp.where(jnp.isnan(angles), jnp.nan, values))
+
     matches = {}
     for block, clean, target, reference in zip(network, passes, targets, references, strict=True):
         of_examples = jax.vmap(match)(target - clean.output, reference - clean.output)
-        matches[block.name] = of_examples if per_example else jax.tree.map(jnp.nanmean, of_examples)
+        if not per_example:
+            of_examples = Match(*(mean(values, of_examples.angle) for values in of_examples))
+        matches[block.name] = of_examples
     return matches
 
 

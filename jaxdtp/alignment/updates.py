@@ -9,7 +9,7 @@ from jaxdtp.alignment.vectors import angle_degrees, match, relative_distance
 from jaxdtp.learning.algorithms import ALGORITHMS
 from jaxdtp.learning.paths import Paths, bind, consecutive
 from jaxdtp.learning.state import Settings
-from jaxdtp.learning.step import backprop_gradients, error_gradients
+from jaxdtp.learning.step import backprop_gradients, check_batch, error_gradients
 from jaxdtp.learning.targets import (
     Loss,
     TargetRule,
@@ -21,7 +21,6 @@ from jaxdtp.learning.targets import (
 )
 from jaxdtp.learning.values import parameter_names
 from jaxdtp.models import networks
-from jaxdtp.models.blocks import to_be_derived
 from jaxdtp.models.modules import as_network, by_block
 from jaxdtp.models.networks import Network, NetworkParameters
 
@@ -35,13 +34,18 @@ def weight_alignment(
 
     Args:
         forward, feedback: parameters.
-        names: of the parameters to compare, such as 'block.layer.kernel'; those named kernel if left out.
+        names: of the parameters to compare, such as 'block.layer.kernel'; if left out, those named kernel that both
+            have in one shape.
     """
     of_forward, of_feedback = named_parameters(forward), named_parameters(feedback)
+
+    def alike(name: str) -> bool:
+        return name.endswith(".kernel") and name in of_forward and of_forward[name].shape == of_feedback[name].shape
+
     kernels = {
         name.removesuffix(".kernel"): (of_feedback[name].ravel(), of_forward[name].ravel())
         for name in of_feedback
-        if (name in names if names is not None else name.endswith(".kernel") and name in of_forward)
+        if (alike(name) if names is None else name in names)
     }
     return {
         "weight_angle": {name: angle_degrees(*pair) for name, pair in kernels.items()},
@@ -92,9 +96,9 @@ def updates_and_gradients(
 
     Args:
         network: the blocks, or a model or a list of models (`models.modules.network_of`).
-        target_rule: such as `targets.difference_target`, whose local gradients are the updates. None: for blocks that
-            have feedback maps of their own that one; for others, no targets from block to block: errors go down through
-            feedback weights beside those of every layer.
+        target_rule: such as `targets.difference_target`, whose local gradients are the updates. None: where the first
+            block has feedback parameters too, no targets from block to block: errors go down through feedback weights
+            beside those of every layer; else difference targets.
         forward, feedback: parameters by block name; of a model those of the model; of a list a list.
         images: [batch, ...], normalised.
         labels: [batch], integers; or what the loss takes.
@@ -102,25 +106,37 @@ def updates_and_gradients(
         paths: of the feedback; the blocks' own feedback maps if left out.
         loss: of outputs and labels.
         state: of models, what they keep without learning it, see `jacobian_matching`.
+
+    Raises:
+        ValueError: the batch doesn't fit the network, or parameters of a block are missing.
     """
-    network, forward, feedback = _by_block(network, images, forward, feedback, state)
+    network, forward, feedback = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
     return _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss)
 
 
-def _by_block(network: Any, images: jax.Array, forward: Any, feedback: Any, state: Any):
+def _checked(network: Any, target_rule, images, labels, forward: Any, feedback: Any, paths, loss, state: Any):
+    """The network, and forward and feedback parameters by block name."""
     network = as_network(network, images, state)
-    return network, by_block(network, forward), by_block(network, feedback)
+    forward, feedback = by_block(network, forward), by_block(network, feedback)
+    check_batch(network, loss, images, labels)
+    names = [block.name for block in network]
+    fed = names if by_layers(network, target_rule, feedback) else names[1:]
+    for side, params, needed in (("forward", forward, names), ("feedback", feedback, fed)):
+        if not set(needed) <= set(params):
+            found = ", ".join(map(str, params)) or "none"
+            raise ValueError(f"{side}: got parameters of blocks {found}; allowed: of {', '.join(needed)}")
+    return network, forward, feedback
 
 
-def by_layers(network: Network, target_rule: TargetRule | None) -> bool:
+def by_layers(network: Network, target_rule: TargetRule | None, feedback: NetworkParameters) -> bool:
     """Whether updates come from errors that go down through feedback weights beside those of every layer."""
-    return target_rule is None and any(block.project is to_be_derived for block in network)
+    return target_rule is None and network[0].name in feedback
 
 
 @functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths", "loss"))
 def _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss):
     gradients = backprop_gradients(network, forward, images, labels, loss)
-    if by_layers(network, target_rule):
+    if by_layers(network, target_rule, feedback):
         settings = Settings(ALGORITHMS["fa"], (), 1.0, None, loss=loss)
         return error_gradients(network, settings, forward, feedback, images, labels)[0], gradients
     target_rule = target_rule or difference_target
@@ -154,8 +170,11 @@ def gradient_matching(
 
     Returns:
         By block name and parameter ('kernel', 'bias', or as the model has them).
+
+    Raises:
+        ValueError: as there.
     """
-    network, forward, feedback = _by_block(network, images, forward, feedback, state)
+    network, forward, feedback = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
     fixed = (network, target_rule, paths, loss, per_example)
     return _gradient_matching(fixed, forward, feedback, images, labels, beta)
 

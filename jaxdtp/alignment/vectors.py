@@ -38,7 +38,10 @@ def relative_distance(a: Float[Array, "*shape"], reference: Float[Array, "*shape
 
 def match(vector: Float[Array, "*shape"], reference: Float[Array, "*shape"]) -> Match:
     """How far one array, seen as a vector, is from another."""
-    vector, reference = vector.ravel(), reference.ravel()
+    # In float16 the sums of squares would overflow.
+    vector, reference = (
+        array.ravel().astype(jnp.promote_types(array.dtype, jnp.float32)) for array in (vector, reference)
+    )
     angle = angle_degrees(vector, reference)
     ratio = jnp.linalg.norm(vector) / jnp.linalg.norm(reference)
     return Match(angle, jnp.cos(jnp.radians(angle)), ratio, relative_distance(vector, reference))

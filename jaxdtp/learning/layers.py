@@ -46,8 +46,8 @@ def init_feedback(f: Function, params: Any, x: Any, key: jax.Array, *, symmetric
 
     Returns:
         A tree like params. Parameters that meet the input in a linear operation are random, normal with the standard
-        deviation of the forward ones (where these are all 0, of 1 / fan-in as variance), or equal to them. The others
-        are copies, which are never used.
+        deviation of the forward ones (where these are all equal, of 1 / fan-in as variance), or equal to them. The
+        others are copies, which are never used.
     """
     leaves, structure = jax.tree.flatten(params)
     copies = [jnp.copy(leaf) for leaf in leaves]
@@ -58,7 +58,8 @@ def init_feedback(f: Function, params: Any, x: Any, key: jax.Array, *, symmetric
         leaf = leaves[index]
         fan_in = max(layer.fan_in for layer in layers if index in layer.leaves)
         scale = jnp.std(leaf)
-        scale = jnp.where(scale > 0, scale, fan_in**-0.5).astype(leaf.dtype)
+        # That of equal numbers is their rounding errors.
+        scale = jnp.where(scale > 1e-5 * jnp.max(jnp.abs(leaf)), scale, fan_in**-0.5).astype(leaf.dtype)
         copies[index] = scale * jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
     return jax.tree.unflatten(structure, copies)
 

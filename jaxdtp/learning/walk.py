@@ -36,7 +36,7 @@ _SINGLE = frozenset(
         "add add_any sub mul div rem pow atan2 max min clamp nextafter complex select_n",
         "eq ne lt le gt ge and or xor",
         "concatenate pad gather dynamic_slice dynamic_update_slice",
-        "scatter scatter-add scatter_add scatter-sub scatter_mul scatter_min scatter_max sort optimization_barrier",
+        "scatter scatter-add scatter_add scatter-sub scatter_mul scatter_min scatter_max sort",
     )
     for word in words.split()
 )
@@ -44,8 +44,8 @@ _SINGLE = frozenset(
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
-_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "slice", "copy")
-"""Operations after which what the input has chosen is that still."""
+_WITHIN = ("checkpoint", "remat", "remat2", "scan", "cond")
+"""Programs that are gone through where parameters, or what the input has chosen of them, may meet the input."""
 
 _OWN_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -107,6 +107,10 @@ class Walk:
         signals = [operand for operand in operands if isinstance(operand, Signal | Absent)]
         name = equation.primitive.name
         chosen = frozenset().union(*(signal.chosen for signal in signals))
+        # What the input has chosen is that still, whatever becomes of it, until other data have a part in it.
+        still = chosen if all(signal.chosen for signal in signals) else frozenset()
+        if name == "optimization_barrier":
+            return list(operands)
         if name in _CALLS and signals and (weights or chosen):
             return self.run(*jaxprs.opened(equation), operands)
         if name in LINEAR and len(signals) == 2 and chosen:
@@ -114,9 +118,9 @@ class Walk:
                 f"parameter {self.named(chosen)}: the input chooses which, and meets it in a {LINEAR[name]}, where its "
                 "feedback can't be derived; allowed: products with all of them, and a choice among these"
             )
-        if not weights:
+        if not weights and not (chosen and name in _WITHIN):
             results = self.data(jaxpr, equation, operands)
-            return [result.replace(chosen=chosen) for result in results] if chosen and name in _MOVES else results
+            return [result.replace(chosen=still) for result in results] if still else results
         if not signals:
             return self.weights(jaxpr, equation, operands, weights)
         if name in ("checkpoint", "remat", "remat2"):
@@ -143,9 +147,8 @@ class Walk:
         among = operands[1:] if name == "select_n" else operands[:1]
         by_choice = not any(isinstance(operand, Signal | Absent) for operand in among)
         if name in ("gather", "dynamic_slice", "select_n") and by_choice:
-            chosen = frozenset().union(*(weight.leaves for weight in weights))
-            return [result.replace(chosen=chosen) for result in results]
-        return results
+            still = frozenset().union(*(weight.leaves for weight in weights))
+        return [result.replace(chosen=still) for result in results] if still else results
 
     def named(self, leaves: Iterable[int]) -> str:
         """Parameters in words."""
@@ -242,6 +245,9 @@ class Walk:
         params = equation.params
         body, split = params["jaxpr"], _scan_split(equation)
         consts, carry, xs = operands[: split[0]], operands[split[0] : split[1]], operands[split[1] :]
+        if not params["length"]:
+            empty = map(jaxprs.shaped, equation.outvars[len(carry) :])
+            return [*carry, *(jnp.zeros(shaped.shape, shaped.dtype) for shaped in empty)]
         carry = self.settled(body, consts, carry, xs)
         loop = self.loop + 1
         walks: list[Walk] = []
@@ -253,7 +259,7 @@ class Walk:
             carried, ys = results[: len(carry)], results[len(carry) :]
             return as_carried(carried, carry), (ys, inner.found)
 
-        xs_within = [Absent(x.shape[1:], x.dtype) if isinstance(x, Absent) else x for x in xs]
+        xs_within = [x.replace(shape=x.shape[1:]) if isinstance(x, Absent) else x for x in xs]
         present = [not isinstance(x, Absent) for x in xs]
 
         def step_present(carry, given):
@@ -263,7 +269,7 @@ class Walk:
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
         given = [x for x, here in zip(xs, present, strict=True) if here]
         carry, (ys, found) = jax.lax.scan(step_present, carry, given, **options)
-        ys = [Absent((params["length"], *y.shape), y.dtype) if isinstance(y, Absent) else y for y in ys]
+        ys = [y.replace(shape=(params["length"], *y.shape)) if isinstance(y, Absent) else y for y in ys]
         if not self.evaluate:
             length = params["length"]
             self.layers += [layer._replace(loops=(length, *layer.loops)) for layer in walks[-1].layers]
@@ -278,7 +284,7 @@ class Walk:
     def settled(self, body: core.ClosedJaxpr, consts: list, carry: list, xs: list) -> list:
         """A scan's carry, each value of the kind that it has after any number of steps."""
         while True:  # each time round more is known, of which there is an end
-            within = [Absent(x.shape[1:], x.dtype) if isinstance(x, Absent) else x for x in xs]
+            within = [x.replace(shape=x.shape[1:]) if isinstance(x, Absent) else x for x in xs]
 
             def one(carry, within=within):
                 sliced = [x if isinstance(x, Absent) else jax.tree.map(lambda array: array[0], x) for x in within]

@@ -328,6 +328,11 @@ def _add_bias(values: jax.Array, params: Parameters) -> jax.Array:
 
 
 def _without_bias(params: Any) -> Any:
-    if not isinstance(params, dict):
-        return params
-    return {name: _without_bias(value) for name, value in params.items() if name != "bias"}
+    if isinstance(params, dict):
+        return {name: _without_bias(value) for name, value in params.items() if name != "bias"}
+
+    def without(path: tuple, leaf: jax.Array) -> jax.Array:
+        named = path and "bias" in (getattr(path[-1], "key", ""), getattr(path[-1], "name", ""))
+        return jnp.zeros_like(leaf) if named else leaf
+
+    return jax.tree_util.tree_map_with_path(without, params)

@@ -35,7 +35,8 @@ class OwnFeedback(NamedTuple):
     Attributes:
         module: the forward map, a Linen module, which may sow arrays [batch, ...] into the collection 'switches'.
         feedback: a Linen module that maps an output y (and, if it takes two arguments, what was sown, a dictionary) to
-            the shape of the module's input.
+            the shape of the module's input. Its kernels that have names and shapes of the module's are taken to lie as
+            those do, by a symmetric start and `alignment.weight_alignment`: equal where they are the transposed ones.
     """
 
     module: nn.Module
@@ -99,6 +100,18 @@ def as_network(model: Any, x: AnyArray, state: Any = None) -> Network:
     return bind(network, {block.name: {} for block in network} | by_block(network, state))
 
 
+def one_block(model: Any, x: AnyArray, state: Any = None) -> Block:
+    """As `as_network`, of a model that is one block.
+
+    Raises:
+        ValueError: it has several.
+    """
+    network = as_network(model, x, state)
+    if len(network) > 1:
+        raise ValueError(f"block: got {len(network)}, {', '.join(block.name for block in network)}; allowed: one")
+    return network[0]
+
+
 def by_block(network: Network, values: Any) -> dict[str, Any]:
     """What belongs to the blocks of a network by their name: from a dictionary already, from what is the only block's,
     or from a list of all blocks', or of all but the first one's."""
@@ -141,6 +154,13 @@ def block_of(model: Any, x: jax.ShapeDtypeStruct, name: str) -> Block:
     called = f"module {name}: can't be called with an input of shape {x.shape}"
     allowed = "one array to one array, of shape [batch, ...]"
     params, state = _shapes(called, allowed, functions.init, key, x)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            parameter = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"module {name}: its parameter {parameter} is {leaf.dtype}; allowed: floating point or complex "
+                "parameters, what doesn't learn is to be kept outside of them"
+            )
     y, sown, after = _shapes(called, allowed, functions.apply, params, state, x, key)
     if not hasattr(y, "shape") or y.shape[:1] != x.shape[:1]:
         found = f"shape {y.shape}" if hasattr(y, "shape") else f"a {type(y).__name__}"
@@ -262,7 +282,8 @@ def _of_nnx(module: nnx.Module) -> Functions:
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
         del key, x  # the module has its parameters already
-        return jax.tree.map(jnp.asarray, (nnx.to_pure_dict(params_like), nnx.to_pure_dict(state_like)))
+        # Copies: whoever donates a state must not take them from the module.
+        return jax.tree.map(jnp.array, (nnx.to_pure_dict(params_like), nnx.to_pure_dict(state_like)))
 
     def apply(params: Any, state: Any, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, Any]:
         graph, rngs = (in_evaluation, rngs_like) if key is None else (in_training, _reseeded(rngs_like, key))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdtp.models.blocks import ELU, Block, Context, Inputs, Pass, Units, conv_block, dense_block
+from jaxdtp.models.blocks import ELU, Block, Context, Inputs, Pass, Units, conv_block, dense_block, to_be_derived
 
 Network = tuple[Block, ...]
 """Blocks 1..N in forward order, each block's output shape the next one's input shape."""
@@ -89,7 +89,8 @@ def run(network: Network, params: NetworkParameters, x: Inputs) -> tuple[list[Pa
     passes, states, signal = [], {}, jnp.asarray(x)
     for block in network:
         y, switches, states[block.name] = block.forward(params[block.name], signal)
-        passes.append(Pass(signal, y, switches))
+        # All that a derived feedback map must know of a pass is its input.
+        passes.append(Pass(signal, y, signal if block.project is to_be_derived else switches))
         signal = y
     return passes, states
 

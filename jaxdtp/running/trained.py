@@ -113,7 +113,8 @@ def export(trained: Trained, path: str | Path) -> epath.Path:
     elif file.suffix == ".safetensors":
         from safetensors.numpy import save
 
-        storage.write(file, save(flax.traverse_util.flatten_dict(variables, sep=".")))
+        named = flax.traverse_util.flatten_dict(variables)
+        storage.write(file, save({".".join(map(str, path)): array for path, array in named.items()}))
     else:
         raise ConfigError(f"path: got {file}; allowed: a name that ends in .msgpack or .safetensors")
     return file
