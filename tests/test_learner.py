@@ -235,6 +235,10 @@ class Wrong(nn.Module):
         (jaxdtp.OwnFeedback(nn.Dense(3), nn.BatchNorm()), "its feedback BatchNorm can't be called with an output of"),
         ((nn.Dense(3), nn.Dense(2)), "model model: got a tuple; allowed: .* or a list of these"),
         ([], "model: got blocks named nothing"),
+        (
+            (lambda key, x: {"order": jnp.arange(3), "kernel": jnp.ones((64, 3))}, models.apply),
+            "module model: its parameter order is int32; allowed: floating point or complex",
+        ),
     ],
 )
 def test_bad_models_are_named(model, words):
@@ -343,6 +347,15 @@ def test_parameters_of_any_form():
     learner = jaxdtp.learner([first, last], optax.sgd(0.1), rule="dtp", symmetric=True)
     state = learner.init(jax.random.key(0), x)
     np.testing.assert_array_equal(state.feedback["model_1"], state.forward["model_1"])
+
+
+def test_a_state_that_is_donated_takes_nothing_from_an_nnx_module():
+    model = models.InNNX(nnx.Rngs(0))
+    learner = jaxdtp.learner(model, optax.sgd(0.1))
+    state = learner.init(jax.random.key(0), IMAGES[:4])
+    jax.jit(learner.step, donate_argnums=0)(state, IMAGES[:4], LABELS[:4], jax.random.key(1))
+    assert jnp.isfinite(model(IMAGES[:4])).all()
+    learner.init(jax.random.key(0), IMAGES[:4])
 
 
 def test_an_nnx_module_is_measured_as_it_is():
