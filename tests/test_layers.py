@@ -405,6 +405,30 @@ def test_errors_through_the_layers_are_first_order_difference_targets(kind):
     chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+AFFINE = {
+    "scaled and turned": (lambda p, x: x @ (2 / 3 * p["w"]).T, True),
+    "centred": (lambda p, x: x @ (p["w"] - p["w"].mean()), True),
+    "low rank": (lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), False),
+    "normed": (lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"])), False),
+    "bent": (lambda p, x: x @ jnp.tanh(p["w"]), False),
+}
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_probes_stay_where_equal_updates_are_no_equal_ones_of_a_weight(kind):
+    f, affine = AFFINE[kind]
+    p = {"w": jnp.ones((6, 6)), "a": jnp.ones((6, 2)), "b": jnp.ones((2, 6))}
+    (layer,) = layers_of(f, p, jnp.ones((4, 6)))[0]
+    assert layer.affine == affine
+    learner = jaxdtp.learner((lambda key, x: p, f), optax.sgd(0.1))
+    state = learner.init(jax.random.key(0), jnp.ones((4, 6))).replace(step=jnp.asarray(999_999))
+    new, _ = learner.step(state, jnp.ones((4, 6)), jnp.arange(4), jax.random.key(1))
+    moved = jax.tree.map(lambda a, b: a - b, new.feedback["model"], state.feedback["model"])
+    shared = jax.tree.map(lambda a, b: a - b, new.forward["model"], state.forward["model"])
+    same = bool(jnp.allclose(moved["w"], shared["w"], atol=1e-5))
+    assert same == affine
+
+
 def test_blocks_without_a_feedback_map_have_the_derived_one():
     """Whatever they give as switches, they learn as the modules do that compute the same."""
 

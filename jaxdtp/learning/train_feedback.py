@@ -68,9 +68,9 @@ def train_all_layers(
 ) -> tuple[NetworkParameters, dict[str, jax.Array]]:
     """Feedback parameters and mean losses of the layers of all blocks after one batch, each by block name.
 
-    Shared updates don't touch a mismatch. With them, once the probes of `match_layers` have removed it
-    (`steps_to_match`), they come in one of `RARELY` steps, against rounding and what an optimizer may make of equal
-    gradients. The loss of such a step counts for those without, where it is 0.
+    Shared updates don't touch a mismatch of weights that are affine functions of the parameters. With them, once the
+    probes of `match_layers` have removed it (`steps_to_match`), they come in one of `RARELY` steps, against rounding
+    and what an optimizer may make of equal gradients. The loss of such a step counts for those without, where it is 0.
 
     Args:
         network, settings, state: as in `train_step`.
@@ -101,9 +101,12 @@ def train_all_layers(
 def steps_with_probes(
     network: Network, settings: Settings, state: TrainState, examples: int, key: jax.Array
 ) -> jax.Array:
-    """The step of a run from which on probes may be rare (`steps_to_match`); arguments as in `train_all_layers`."""
+    """The step of a run from which on probes may be rare (`steps_to_match`); never, where equal updates of parameters
+    aren't equal ones of a weight. Arguments as in `train_all_layers`."""
     iterations, share, rate = settings.layers
     layers = [layer for index in range(len(network)) for layer in block_layers(network, index, state, examples, key)[0]]
+    if not all(layer.affine for layer in layers):
+        return jnp.asarray(jnp.inf)
     # At another rate than that of exact line search less of a mismatch is removed; from 2 on, nothing.
     removed = jnp.asarray(iterations * rate * (2 - rate), float)
     return jnp.where(removed > 0, jnp.ceil(steps_to_match(layers, share) / removed), jnp.inf)

@@ -20,12 +20,14 @@ class Weight(flax.struct.PyTreeNode):
         feedback: from the feedback parameters; None where only one side is looked at.
         leaves: numbers of the parameters, in flattened order, that it depends on.
         loop: of the loops around it, by number from the outside, the innermost in which it changes; 0 for none.
+        affine: whether it is an affine function of the parameters: equal updates leave the difference of its sides.
     """
 
     forward: jax.Array
     feedback: jax.Array | None
     leaves: frozenset[int] = flax.struct.field(pytree_node=False)
     loop: int = flax.struct.field(pytree_node=False, default=0)
+    affine: bool = flax.struct.field(pytree_node=False, default=True)
 
 
 class Signal(flax.struct.PyTreeNode):
@@ -79,11 +81,12 @@ def promoted(value: Any, like: Any) -> Any:
     """A value, made of the same kind as another one where that is a higher one."""
     if kind(value) >= kind(like):
         if isinstance(value, Weight) and isinstance(like, Weight):
-            return value.replace(leaves=value.leaves | like.leaves, loop=max(value.loop, like.loop))
+            leaves, loop, affine = value.leaves | like.leaves, max(value.loop, like.loop), value.affine and like.affine
+            return value.replace(leaves=leaves, loop=loop, affine=affine)
         return value.replace(chosen=value.chosen | like.chosen) if kind(like) == 2 else value
     array = forward_value(value)
     if isinstance(like, Weight):
-        return Weight(array, None if like.feedback is None else array, like.leaves, like.loop)
+        return Weight(array, None if like.feedback is None else array, like.leaves, like.loop, like.affine)
     if isinstance(like, Absent):
         return Absent(jnp.shape(array), jnp.result_type(array), like.chosen)
     return Signal(array, like.chosen)
@@ -96,7 +99,7 @@ def as_carried(values: list, carry: list) -> list:
     def carried(value: Any, like: Any) -> Any:
         value = promoted(value, like)
         if isinstance(value, Weight):
-            return value.replace(leaves=like.leaves, loop=like.loop)
+            return value.replace(leaves=like.leaves, loop=like.loop, affine=like.affine)
         return value.replace(chosen=like.chosen) if isinstance(value, Signal | Absent) else value
 
     return [carried(value, like) for value, like in zip(values, carry, strict=True)]

@@ -44,6 +44,19 @@ _SINGLE = frozenset(
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
+_AFFINE = frozenset(
+    word
+    for words in (
+        "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type slice copy rev concatenate pad",
+        "add add_any sub neg reduce_sum cumsum gather dynamic_slice stop_gradient sharding_constraint",
+    )
+    for word in words.split()
+)
+"""Operations on parameters that are affine in all of them."""
+
+_SCALING = ("mul", "div", "dot_general", "select_n", "dynamic_update_slice")
+"""Operations that are affine in a parameter which is none of the others' factor, divisor or choice."""
+
 _WITHIN = ("checkpoint", "remat", "remat2", "scan", "cond")
 """Programs that are gone through where parameters, or what the input has chosen of them, may meet the input."""
 
@@ -62,6 +75,7 @@ class Layer(NamedTuple):
         fan_in: how many of its weights meet in one unit of the product.
         leaves: numbers of the parameters in its weight.
         operation: in words.
+        affine: whether its weight is an affine function of the parameters.
         loops: lengths of the loops that it is in, the outermost first: leading axes of what `layers_of` gives for it.
     """
 
@@ -73,6 +87,7 @@ class Layer(NamedTuple):
     fan_in: int
     leaves: frozenset[int]
     operation: str
+    affine: bool = True
     loops: tuple[int, ...] = ()
 
 
@@ -111,7 +126,7 @@ class Walk:
         still = chosen if all(signal.chosen for signal in signals) else frozenset()
         if name == "optimization_barrier":
             return list(operands)
-        if name in _CALLS and signals and (weights or chosen):
+        if name in _CALLS and (weights or chosen):
             return self.run(*jaxprs.opened(equation), operands)
         if name in LINEAR and len(signals) == 2 and chosen:
             raise ValueError(
@@ -170,7 +185,10 @@ class Walk:
         if self.evaluate:
             of_feedback = [operand.feedback if isinstance(operand, Weight) else operand for operand in operands]
             feedback = jaxprs.evaluate(jaxpr, equation, of_feedback)
-        return [Weight(*sides, leaves, loop) for sides in zip(forward, feedback, strict=True)]
+        name, places = equation.primitive.name, [isinstance(operand, Weight) for operand in operands]
+        scaled = name in _SCALING and sum(places) == 1 and not (name == "div" and places[1])
+        affine = all(weight.affine for weight in weights) and (name in _AFFINE or scaled)
+        return [Weight(*sides, leaves, loop, affine) for sides in zip(forward, feedback, strict=True)]
 
     def linear(self, jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: list) -> Signal | Absent:
         """An operation with a forward and a feedback weight."""
@@ -195,7 +213,8 @@ class Walk:
             of_signal = jax.ShapeDtypeStruct(signal.shape, signal.dtype)
             axes, fan_in = _example_axes(equation, len(signal.shape), left), _fan_in(equation, of_weight.shape, left)
             operation = LINEAR[equation.primitive.name]
-            layer = Layer(product, of_signal, axes, of_weight, out.shape, fan_in, weight.leaves, operation)
+            known = (weight.leaves, operation, weight.affine)
+            layer = Layer(product, of_signal, axes, of_weight, out.shape, fan_in, *known)
             self.layers.append(layer)
             self.found.append(weight.forward)
         return Absent(out.shape, out.dtype)
