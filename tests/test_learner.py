@@ -295,9 +295,25 @@ def test_zeros_are_taken_as_they_are_or_refused():
         ("noise_samples", 0, "whole numbers from 1"),
         ("batch_share", 0.0, "above 0, up to 1"),
         ("batch_share", 1.5, "above 0, up to 1"),
+        ("iterations", 2.5, "whole numbers from 1"),
+        ("iterations", float("inf"), "whole numbers from 1"),
+        ("iterations", "5", "whole numbers from 1"),
+        ("noise_scale", -1, "finite numbers from 0"),
+        ("feedback_rate", float("nan"), "finite numbers from 0"),
+        ("beta", 0, "finite numbers above 0"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"{name}: got ") + f".*; allowed: {words}"):
             jaxdtp.learner(MODELS["blocks"][0], optax.sgd(0.1), rule="ldrl", **{name: value})
+
+
+def test_whole_numbers_may_be_written_as_others_and_tuples_as_lists():
+    learner = jaxdtp.learner(models.three_blocks(), optax.sgd(0.1), rule="ldrl", iterations=[2.0, 1], noise_samples=2.0)
+    state = learner.init(jax.random.key(0), IMAGES[:4])
+    learner.step(state, IMAGES[:4], LABELS[:4], jax.random.key(1))
+    with pytest.raises(ValueError, match="optimizer: got a NoneType; allowed: an Optax transformation"):
+        jaxdtp.learner(nn.Dense(10), None)
+    with pytest.raises(ValueError, match=r"rule: got \['bp'\]; allowed: "):
+        jaxdtp.learner(nn.Dense(10), optax.sgd(0.1), ["bp"])
 
 
 class Noisy(nn.Module):

@@ -6,6 +6,8 @@ state, metrics = learner.step(state, x, labels, key)
 outputs = learner.predict(state, x)
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,11 +79,13 @@ def learner(
     Of rules with targets, values may be tuples, with one for each of the blocks 2..N.
 
     Raises:
-        ValueError: the rule is unknown, or takes no tuples; a number isn't allowed; when called, there isn't one value
+        ValueError: the rule is unknown, or takes no tuples; a setting isn't allowed; when called, there isn't one value
             for each block, or the model isn't one that this rule can train.
     """
-    if rule not in ALGORITHMS:
+    if not isinstance(rule, str) or rule not in ALGORITHMS:
         raise ValueError(f"rule: got {rule!r}; allowed: {', '.join(ALGORITHMS)}")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer: got a {type(optimizer).__name__}; allowed: an Optax transformation")
     algorithm = ALGORITHMS[rule]
     by_layer = algorithm.target_rule is None
     if by_layer and feedback_optimizer is not None:
@@ -95,7 +99,8 @@ def learner(
         "feedback_rate": rate if feedback_rate is None else feedback_rate,
         "batch_share": batch_share,
     }
-    _check_values(values)
+    values = {name: _checked(name, value) for name, value in values.items()}
+    _checked("beta", beta)
     layers = LayerTraining()
     if by_layer:
         _check_single(rule, values)
@@ -168,16 +173,28 @@ def _paths(algorithm: Algorithm, network: Network) -> paths.Paths:
     return paths.direct_through_hidden(network, hidden)
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    allowed = {
-        "iterations": ("whole numbers from 1", lambda value: value >= 1 and value == round(value)),
-        "noise_samples": ("whole numbers from 1", lambda value: value >= 1 and value == round(value)),
-        "batch_share": ("above 0, up to 1", lambda value: 0 < value <= 1),
-    }
-    for name, (words, fits) in allowed.items():
-        for value in values[name] if isinstance(values[name], tuple) else (values[name],):
-            if not fits(value):
-                raise ValueError(f"{name}: got {value}; allowed: {words}")
+_WHOLE = ("whole numbers from 1", lambda value: value >= 1 and value == round(value))
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "iterations": _WHOLE,
+    "noise_samples": _WHOLE,
+    "batch_share": ("above 0, up to 1", lambda value: 0 < value <= 1),
+    "noise_scale": ("finite numbers from 0", lambda value: value >= 0),
+    "feedback_rate": ("finite numbers from 0", lambda value: value >= 0),
+    "beta": ("finite numbers above 0", lambda value: value > 0),
+}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A setting, or a tuple of what it is by block; whole numbers as such. Of what is traced nothing can be known."""
+    if isinstance(value, tuple | list):
+        return tuple(_checked(name, of_block) for of_block in value)
+    if isinstance(value, jax.core.Tracer):
+        return value
+    words, fits = _ALLOWED[name]
+    number = isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
+    if not (number and math.isfinite(value) and fits(value)):
+        raise ValueError(f"{name}: got {value!r}; allowed: {words}")
+    return int(value) if _ALLOWED[name] is _WHOLE else value
 
 
 def _check_single(rule: str, values: dict[str, Any]) -> None:
