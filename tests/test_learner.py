@@ -316,6 +316,13 @@ def test_whole_numbers_may_be_written_as_others_and_tuples_as_lists():
         jaxdtp.learner(nn.Dense(10), optax.sgd(0.1), ["bp"])
 
 
+@pytest.mark.parametrize("x", [{"image": IMAGES}, [1.0, 2.0], np.float32(1), IMAGES[:0]])
+def test_inputs_are_one_array_of_examples(x):
+    learner = jaxdtp.learner(nn.Dense(10), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"x: got .*; allowed: an array \[batch, ...\] of one example or more"):
+        learner.init(jax.random.key(0), x)
+
+
 class Noisy(nn.Module):
     """Batch statistics and dropout."""
 

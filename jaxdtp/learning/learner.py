@@ -108,6 +108,9 @@ def learner(
     networks_by_input: dict = {}
 
     def network_for(x: jax.Array) -> Network:
+        if not getattr(x, "shape", ()) or not hasattr(x, "dtype") or not x.shape[0]:
+            found = f"an array of shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
+            raise ValueError(f"x: got {found}; allowed: an array [batch, ...] of one example or more")
         like = (tuple(x.shape[1:]), jnp.result_type(x))
         if like not in networks_by_input:
             network = network_of(model, x)
