@@ -127,6 +127,7 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("network.name", "resnet", "allowed: one of mlp, lenet, vgg"),
         ("network.channels", (8,), "allowed: (), an mlp has no convolutions"),
         ("network.hidden", (8, -1), "each item a whole number from 1 to 1000000"),
+        ("feedback.iterations", (), "got (); allowed: a tuple of 1 to 100, each item a whole number"),
         ("network.hidden", (10**12,), "got (1000000000000,); allowed: a tuple of up to 100, each item a whole number"),
         ("network.hidden", {"a": 1}, "allowed: a tuple"),
         ("seed", 2**32, "got 4294967296; allowed: a whole number from 0 to 4294967295"),

@@ -120,8 +120,9 @@ def test_one_picture_in_colour_makes_all_colourful_and_one_of_8_bits_all_of_8(tm
     np.testing.assert_array_equal(images[0], np.repeat(np.asarray(picture("RGB", (5, 4), 7))[..., :1], 3, axis=-1))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_as_their_camera_says(tmp_path, orientation):
+def test_photographs_are_turned_as_their_camera_says(tmp_path, orientation, suffix):
     seen = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     # How the camera stores it: undone by what EXIF's orientations 1 to 8 ask for.
     as_stored = {
@@ -138,9 +139,34 @@ def test_photographs_are_turned_as_their_camera_says(tmp_path, orientation):
     exif[0x0112] = orientation
     for name in ("a", "b"):
         (tmp_path / "p" / name).mkdir(parents=True)
-        Image.fromarray(np.ascontiguousarray(as_stored)).save(tmp_path / "p" / name / "1.png", exif=exif)
+        Image.fromarray(np.ascontiguousarray(as_stored)).save(tmp_path / "p" / name / f"1.{suffix}", exif=exif)
     images = data.load(group("folder", tmp_path / "p", test_split="train"), seed=0).test.images
     np.testing.assert_array_equal(images[0, ..., 0], seen)
+
+
+def test_pictures_of_floating_point_numbers_stay_as_they_are(tmp_path):
+    pixels = np.linspace(-0.5, 1.5, 20, dtype=np.float32).reshape(4, 5)
+    for name in ("a", "b"):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "p" / name / "1.tiff")
+    config = group("folder", tmp_path / "p", test_split="train")
+    images = data.load(config, seed=0).test.images
+    np.testing.assert_array_equal(images[1, ..., 0], pixels)
+    picture("L", (5, 4)).save(tmp_path / "p" / "b" / "2.tiff")
+    refusal(lambda: data.load(config, seed=0), "picture ", "1.tiff has floating point numbers, where others haven't")
+
+
+@pytest.mark.parametrize("value", [-1, 70000])
+def test_pictures_of_more_than_16_bits_are_told(tmp_path, value):
+    for name in ("a", "b"):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        Image.fromarray(np.full((4, 5), value, np.int32)).save(tmp_path / "p" / name / "1.tiff")
+    refusal(lambda: data.load(group("folder", tmp_path / "p", test_split="train"), seed=0), f"pixels from {value} to ")
+
+
+def test_splits_without_one_to_train_on_are_told(folder):
+    (folder / "test" / "cat").mkdir(parents=True)
+    refusal(lambda: data.load(group("folder", folder), seed=0), "has test/ with folders, but no train/")
 
 
 def test_bad_folders_are_told(folder, tmp_path):
@@ -257,6 +283,22 @@ def test_what_is_named_elsewhere_is_no_training_data(first, second, seed, role):
     assert seen[0] | seen[1] | seen[2] == set(range(40))
     assert sum(map(len, seen)) == 40
     assert seen[1 if role == "validation" else 2] == set(range(round(0.4 * low), round(0.4 * high)))
+
+
+def test_parts_that_leave_nothing_to_train_on_are_told():
+    config = group("digits", "/nowhere/data", validation_split="train[:50%]", test_split="train[50%:]")
+    words = "train_split: got none, where validation_split and test_split take all of train"
+    refusal(lambda: data.load(config, 0, (IMAGES, LABELS)), words)
+    for names in ({"train_split": "train"}, {"validation_split": "train"}):
+        config.update(names)
+        assert len(data.load(config, 0, (IMAGES, LABELS)).train.rows) == len(IMAGES)
+
+
+@pytest.mark.parametrize("label", [[0.0, 1.0], b"cat", float("nan")])
+def test_labels_of_a_test_split_that_are_none_are_told(label):
+    pairs = {name: Source([(image, label) for image in IMAGES[:4]]) for name in ("train", "test")}
+    with pytest.raises(ConfigError, match="example 0 of the "):
+        data.load(group("digits", "/nowhere/data"), 0, pairs)
 
 
 def test_testing_takes_nothing_that_trains_or_chooses():

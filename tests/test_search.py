@@ -145,6 +145,32 @@ def test_other_searches_and_runs_are_left_alone(space, tmp_path):
     assert "allowed: a file that defines get_space(trial), or one of drl, feedback, inverse, lenet, tp" in result.stderr
 
 
+DEPENDING = """
+import optuna
+
+def get_space(trial):
+    rate = trial.suggest_float("rate", 1e-3, 0.1, log=True)
+    if rate > 0.05:
+        raise optuna.TrialPruned
+    last = trial.suggest_float("last", 1e-5, rate, log=True)
+    return {"forward.learning_rate": rate, "forward.final_learning_rate": last}
+"""
+
+
+def test_ranges_that_depend_on_each_other_and_combinations_that_are_left_out(tmp_path):
+    (tmp_path / "space.py").write_text(DEPENDING)
+    bp = ("--config.algorithm=bp", "--config.num_epochs=1")
+    result = search(tmp_path / "space.py", tmp_path / "search", 6, *bp)
+    assert result.returncode == 0, result.stderr
+    assert {path.stem for path in (tmp_path / "search" / "plots").iterdir()} >= {"history", "slices", "parallel"}
+
+
+def test_a_trial_without_validation_examples_fails_with_its_reason(tmp_path):
+    (tmp_path / "space.py").write_text('get_space = lambda trial: {"dataset.validation_fraction": 0.0}')
+    search(tmp_path / "space.py", tmp_path / "search", 1, "--config.algorithm=bp", "--config.num_epochs=1")
+    assert "leaves no validation examples" in rows(tmp_path / "search")[0]["reason"]
+
+
 def test_a_space_in_which_nothing_varies(tmp_path):
     (tmp_path / "space.py").write_text("def get_space(trial):\n    return {'beta': 0.5}\n")
     result = search(tmp_path / "space.py", tmp_path / "s", 2)

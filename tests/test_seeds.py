@@ -371,6 +371,7 @@ def test_welch_is_small_where_means_differ_and_uniform_where_they_do_not():
     assert statistics.welch([97.1, 97.3, 97.2], [95.0, 95.3, 95.1]) < 1e-3
     assert statistics.welch([97.1], [95.0, 95.3]) is None
     assert statistics.welch([97.0, 97.0], [97.0, 97.0]) is None
+    assert statistics.welch([0.1] * 3, [0.2] * 3) is None
 
 
 def test_numbers_that_some_seeds_lack_are_those_of_the_others():

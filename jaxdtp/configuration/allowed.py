@@ -58,13 +58,14 @@ def _number(check: Callable[[float], bool], allowed: str) -> Rule:
     return Rule(lambda value: type(value) in (int, float) and check(value), f"a number {allowed}", float)
 
 
-def _tuple_of(rule: Rule) -> Rule:
+def _tuple_of(rule: Rule, minimum: int = 0) -> Rule:
     def check(value):
-        return isinstance(value, tuple | list) and len(value) <= 100 and all(rule.check(item) for item in value)
+        fits = isinstance(value, tuple | list) and minimum <= len(value) <= 100
+        return fits and all(rule.check(item) for item in value)
 
     return Rule(
         check,
-        f"a tuple of up to 100, each item {rule.allowed}",
+        f"a tuple of {f'{minimum} to 100' if minimum else 'up to 100'}, each item {rule.allowed}",
         lambda value: tuple(rule.convert(item) for item in value),
     )
 
@@ -157,7 +158,7 @@ RULES = {
     "dataset.label_key": _TEXT,
     "dataset.size": _SIZE,
     "dataset.validation_fraction": _SHARE,
-    "dataset.mean": _tuple_of(_NOT_NEGATIVE),
+    "dataset.mean": _tuple_of(_number(lambda value: -1e30 <= value <= 1e30, "from -1e30 to 1e30")),
     "dataset.std": _tuple_of(_POSITIVE),
     "dataset.flip": _SWITCH,
     "dataset.crop_padding": _whole(0),
@@ -177,12 +178,12 @@ RULES = {
     "forward.final_learning_rate": _NOT_NEGATIVE,
     "forward.schedule_milestones": _tuple_of(_whole(1)),
     "forward.schedule_factor": _POSITIVE,
-    "feedback.iterations": _tuple_of(_whole(1)),
-    "feedback.noise_scale": _tuple_of(_POSITIVE),
-    "feedback.noise_samples": _tuple_of(_whole(1)),
-    "feedback.batch_share": _tuple_of(_number(lambda value: 0 < value <= 1, "above 0, up to 1")),
+    "feedback.iterations": _tuple_of(_whole(1), 1),
+    "feedback.noise_scale": _tuple_of(_POSITIVE, 1),
+    "feedback.noise_samples": _tuple_of(_whole(1), 1),
+    "feedback.batch_share": _tuple_of(_number(lambda value: 0 < value <= 1, "above 0, up to 1"), 1),
     "feedback.optimizer": _one_of(OPTIMIZERS),
-    "feedback.learning_rate": _tuple_of(_POSITIVE),
+    "feedback.learning_rate": _tuple_of(_POSITIVE, 1),
     "feedback.momentum": _SHARE,
     "feedback.adam_betas": _BETAS,
     "feedback.adam_epsilon": _tuple_of(_POSITIVE),

@@ -138,11 +138,23 @@ def load_for_seeds(config: ConfigDict, seeds: Sequence[int], data: Data = None) 
 
 
 def others(found: Found, rows: np.ndarray, splits: list[str]) -> np.ndarray:
-    """The rows of the split 'train' that other splits, such as 'train[90%:]', don't name, too."""
-    named = [part for split in splits if split for part in found.parts(split)]
-    taken = [np.arange(first, last) for name, first, last in named if name == "train"]
-    # Where one of them is all of it, that is meant.
-    kept = np.setdiff1d(rows, np.concatenate(taken)) if taken else rows
+    """The rows of the split 'train' that other splits, such as 'train[90%:]', don't name, too; all of them where one
+    names them all.
+
+    Raises:
+        ConfigError: several name them all together.
+    """
+    taken = np.zeros((len(splits), len(rows)), bool)
+    for index, split in enumerate(splits):
+        for name, first, last in found.parts(split) if split else []:
+            if name == "train":
+                taken[index] |= (rows >= first) & (rows < last)
+    kept = rows[~taken.any(axis=0)]
+    if not len(kept) and not taken.all(axis=1).any():
+        raise ConfigError(
+            "config.dataset.train_split: got none, where validation_split and test_split take all of train; allowed: "
+            "one of its own, or less for these"
+        )
     return kept if len(kept) else rows
 
 
@@ -194,9 +206,9 @@ def _has_labels(found: Found, split: str) -> bool:
     stored = found.splits[split]
     try:
         label = stored.label(0)
+        return isinstance(label, str) or (label is not None and int(label) >= 0)
     except Exception:  # which reading all of it will tell
         return True
-    return isinstance(label, str) or (label is not None and int(label) >= 0)
 
 
 def size_of(config: ConfigDict, name: str, chosen: list[Stored]) -> tuple[int, int]:

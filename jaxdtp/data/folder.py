@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdtp.data.images import as_array, is_deep, is_grey
+from jaxdtp.data.images import as_array, is_grey, type_of
 from jaxdtp.data.stored import Found, Stored, bad_example, common_size, first_line, parts_by_tfds
 from jaxdtp.system.errors import ConfigError, shown
 from jaxdtp.system.places import place, stamp
@@ -27,11 +27,12 @@ ORIENTATION = 0x0112
 def find(config: ConfigDict) -> Found:
     """The pictures below `dataset.data_dir`.
 
-    All of them are in colour if one of them is, and have 16 bits only if all have. A class is a folder's name; hidden
-    files, and those whose names don't end like a picture's, are left out.
+    All of them are in colour if one of them is, and have 16 bits, or floating point numbers, only if all have. A class
+    is a folder's name; hidden files, and those whose names don't end like a picture's, are left out.
 
     Raises:
-        ConfigError: there are none, they aren't in folders of at least two classes, or one of them can't be read.
+        ConfigError: there are none, they aren't in folders of at least two classes, one of them can't be read, or has
+            floating point numbers beside others.
     """
     root = place(config.data_dir, "config.dataset.data_dir")
     allowed = "allowed: a directory with a folder of pictures for each class, or with such ones below train/ and test/"
@@ -42,6 +43,11 @@ def find(config: ConfigDict) -> Found:
         split: next((folders[name] for name in names if name in folders), None) for split, names in SPLITS.items()
     }
     if by_split["train"] is None:
+        for path in by_split.values():
+            if path is not None and _folders(path):
+                raise ConfigError(
+                    f"config.dataset.data_dir: {root} has {path.name}/ with folders, but no train/; {allowed}"
+                )
         by_split = {"train": root}
     classes = tuple(path.name for path in _folders(by_split["train"]))
     if len(classes) < 2:
@@ -53,7 +59,7 @@ def find(config: ConfigDict) -> Found:
 
     stored = {split: _stored(root, split, of_split) for split, of_split in files.items() if of_split}
     channels = max(split.shape[2] for split in stored.values())
-    dtype = np.dtype(np.uint16 if all(split.dtype == np.uint16 for split in stored.values()) else np.uint8)
+    dtype = _common_type({str(path): split.dtype for path, split in stored.items()}, "config.dataset.data_dir: split")
     stored = {
         name: split._replace(
             shape=(*split.shape[:2], channels),
@@ -116,7 +122,7 @@ def _stored(root: epath.Path, split: str, files: list[tuple[epath.Path, int]]) -
         dtype=np.dtype(np.uint8),
         identity=[str(root), split, identity],
     )
-    shapes, deep = [], True
+    shapes, types = [], {}
     for index, (path, _) in enumerate(files):
         try:
             height, width, mode = _header(path)
@@ -124,21 +130,34 @@ def _stored(root: epath.Path, split: str, files: list[tuple[epath.Path, int]]) -
             found = f"can't be read ({first_line(error)})"
             raise bad_example(stored, index, found, "whole pictures that Pillow reads") from error
         shapes.append((height, width))
-        deep &= is_deep(mode)
+        types[str(path)] = type_of(mode)
         if not is_grey(mode):
             stored = stored._replace(shape=(None, None, 3))
     shape = (*common_size(shapes), stored.shape[2])
-    return stored._replace(shape=shape, dtype=np.dtype(np.uint16 if deep else np.uint8))
+    return stored._replace(shape=shape, dtype=_common_type(types, "config.dataset.data_dir: picture"))
+
+
+def _common_type(types: dict[str, np.dtype], what: str) -> np.dtype:
+    """That of several, by name: the one that all have, or 8 bits."""
+    floating = [name for name, dtype in types.items() if dtype == np.float32]
+    if 0 < len(floating) < len(types):
+        raise ConfigError(
+            f"{what} {floating[0]} has floating point numbers, where others haven't; allowed: pictures that all have, "
+            "or none"
+        )
+    return next(iter(types.values())) if len(set(types.values())) == 1 else np.dtype(np.uint8)
 
 
 def _header(path: epath.Path) -> tuple[int, int, str]:
     """Height and width as it is to be seen, and mode."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with path.open("rb") as file, Image.open(file) as picture:
-        turned = picture.getexif().get(ORIENTATION) in TURNED
-        width, height = picture.size[::-1] if turned else picture.size
-        return height, width, picture.mode
+        mode, (width, height) = picture.mode, picture.size
+        if picture.getexif().get(ORIENTATION) in TURNED:
+            # Of some formats Pillow has turned the size already.
+            width, height = ImageOps.exif_transpose(picture).size
+        return height, width, mode
 
 
 def _open(path: epath.Path) -> Any:
@@ -154,6 +173,5 @@ def _get(files: list[tuple[epath.Path, int]], channels: int, dtype: np.dtype, in
     path, label = files[index]
     image = as_array(_open(path))
     if image.dtype != dtype:
-        scaled = image / 257 if image.dtype == np.uint16 else np.clip(image, 0, 255)
-        image = np.round(scaled).astype(dtype)
+        image = np.round(image / 257).astype(dtype)
     return np.repeat(image, channels, axis=-1) if image.shape[-1] < channels else image, label

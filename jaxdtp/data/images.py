@@ -37,21 +37,25 @@ def _of_picture(picture: Any) -> np.ndarray:
     from PIL import ImageOps
 
     picture = ImageOps.exif_transpose(picture)
-    if is_deep(picture.mode):
-        return np.asarray(picture).astype(np.uint16)
-    if picture.mode == "F":
-        return np.asarray(picture)
-    return np.asarray(picture.convert("L" if is_grey(picture.mode) else "RGB"))
+    dtype = type_of(picture.mode)
+    if dtype == np.uint8:
+        return np.asarray(picture.convert("L" if is_grey(picture.mode) else "RGB"))
+    pixels = np.asarray(picture)
+    if dtype == np.uint16 and not 0 <= pixels.min() <= pixels.max() <= 65535:
+        raise ValueError(
+            f"pixels from {pixels.min()} to {pixels.max()}; allowed: 0 to 65535, or floating point numbers"
+        )
+    return pixels.astype(dtype)
 
 
-def is_deep(mode: str) -> bool:
-    """Whether a picture of PIL has 16 bits."""
-    return mode.startswith("I")
+def type_of(mode: str) -> np.dtype:
+    """What pixels of a picture of PIL are: of 8 bits, of 16, or floating point numbers."""
+    return np.dtype(np.float32 if mode == "F" else np.uint16 if mode.startswith("I") else np.uint8)
 
 
 def is_grey(mode: str) -> bool:
     """Whether a picture of PIL has no colours."""
-    return mode in ("1", "L", "LA", "La", "F") or is_deep(mode)
+    return mode in ("1", "L", "LA", "La") or type_of(mode) != np.uint8
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

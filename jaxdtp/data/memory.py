@@ -109,7 +109,7 @@ def _pairs(config: ConfigDict, file: str, arrays: dict[str, np.ndarray]) -> dict
 def _of_pair(images: Any, labels: Any, what: str) -> Stored:
     try:
         images, labels = (np.asarray(array) for array in (images, labels))
-    except ValueError as error:
+    except Exception as error:  # of another library's arrays
         raise ConfigError(
             f"config.dataset.name: {what}, can't be made arrays ({first_line(error)}); allowed: images of one size "
             "and as many labels; or what has __len__ and __getitem__, with items (image, label) of any size"

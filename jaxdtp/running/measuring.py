@@ -42,8 +42,8 @@ def evaluate(
 def measure(
     config: ConfigDict, group: Group, layers: frozenset[str], epoch: int, state: TrainState
 ) -> list[reports.Record]:
-    """What is measured after an epoch on the weights alone and, in some epochs, on the first examples of the training
-    data, by seed.
+    """What is measured after an epoch on the weights alone and, in some epochs, on a batch of the training data, by
+    seed.
 
     Args:
         config: as from `config.resolve`.
@@ -61,12 +61,23 @@ def measure(
             record |= reports.flat_metrics(found)
     every = config.alignment.every_epochs
     if every and epoch % every == 0 and paths != "none":
-        first = [read(split, np.arange(config.batch_size)) for split in group.train.splits]
+        batches = [
+            read(split, _chosen(keys.measure, len(split.rows), config.batch_size))
+            for keys, split in zip(group.keys, group.train.splits, strict=True)
+        ]
         keys = [jax.random.fold_in(keys.measure, epoch) for keys in group.keys]
         matching = group.programs.measure_alignment(
-            group.numbers, state, *(place_by_seed(group, values) for values in (first, keys))
+            group.numbers, state, *(place_by_seed(group, values) for values in (batches, keys))
         )
         for record, found in zip(records, by_seed(group, matching), strict=True):
             # Where a gradient is zero there is no angle to it.
             record |= {name: value for name, value in reports.flat_metrics(found).items() if math.isfinite(value)}
     return records
+
+
+def _chosen(key: jax.Array, examples: int, size: int) -> np.ndarray:
+    """The examples of a seed that alignment is measured on, the same after each epoch. Not the first ones: data may be
+    sorted by class."""
+    # No epoch has that number.
+    own_key = jax.random.fold_in(key, np.iinfo(np.int32).max)
+    return np.asarray(jax.random.permutation(own_key, examples)[:size])

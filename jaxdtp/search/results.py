@@ -3,6 +3,7 @@
 import json
 import math
 import pprint
+from typing import cast
 
 import optuna
 from etils import epath
@@ -169,7 +170,9 @@ def _slices(study: optuna.Study) -> Figure:
             _points(axes, [trial.params[name] for trial in of_name], of_name, _limits(best))
             axes.set_xscale("log" if space.log else "linear")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlim(space.low, space.high)
+            # Which may depend on other settings.
+            ranges = [cast(IntDistribution | FloatDistribution, trial.distributions[name]) for trial in of_name]
+            axes.set_xlim(min(of_trial.low for of_trial in ranges), max(of_trial.high for of_trial in ranges))
         axes.set(xlabel=name, ylim=_limits(best))
         style(axes)
     for axes in panels[len(spaces) :]:
@@ -232,7 +235,10 @@ def _parallel(study: optuna.Study) -> Figure:
 def _importances(study: optuna.Study) -> Figure | None:
     """How much of the variance of accuracies each setting explains (fANOVA, Hutter et al. 2014)."""
     best = completed(study)
-    names = [name for name in _varied(best) if all(name in trial.params for trial in best)]
+    # Others have no shares: those that some trials lack, or whose range depends on other settings.
+    names = [
+        name for name, space in _varied(best).items() if all(trial.distributions.get(name) == space for trial in best)
+    ]
     if len(best) < 4 or not names or len({accuracy(trial) for trial in best}) == 1:
         return None
     shares = optuna.importance.get_param_importances(

@@ -75,7 +75,8 @@ def check_space(config: ConfigDict, space: Space, overrides: dict[str, Any]) -> 
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(SAMPLES):
-        configured(config, space, study.ask(), overrides)
+        with contextlib.suppress(optuna.TrialPruned):
+            configured(config, space, study.ask(), overrides)
 
 
 def open_study(directory: epath.Path, config: ConfigDict, source: str) -> optuna.Study:
@@ -202,6 +203,8 @@ def try_one(
         nonlocal best
         if "diverged" in record:
             raise DivergedError("; ".join(f"seed {seed}: {why}" for seed, why in record["diverged"].items()))
+        if "validation_top1" not in record:
+            raise ConfigError("space: leaves no validation examples; allowed: some, a search chooses by their accuracy")
         best = max(best, record["validation_top1"])
         trial.report(record["validation_top1"], record["epoch"])
         if trial.should_prune() and record["epoch"] < num_epochs:
