@@ -33,6 +33,7 @@ from jaxdtp.configuration.allowed import RULES
 from jaxdtp.configuration.config import check_key, default_config, resolve
 from jaxdtp.devices import hosts
 from jaxdtp.devices.hosts import StorageError
+from jaxdtp.models.own import importing_from
 from jaxdtp.results.reports import summary_table
 from jaxdtp.running import beside
 from jaxdtp.running.claim import remembered, stored_config
@@ -67,7 +68,8 @@ class Arguments(NamedTuple):
 
 
 def command() -> None:
-    """The console command."""
+    """The console command, which finds the modules of the working directory as `python -m` does."""
+    sys.path.insert(0, os.getcwd())
     sys.exit(main(sys.argv))
 
 
@@ -334,21 +336,6 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
 def about(config_file: Path) -> str:
     """The first line of what a configuration file says of itself."""
     return (ast.get_docstring(ast.parse(config_file.read_text())) or "").partition("\n")[0]
-
-
-@contextlib.contextmanager
-def importing_from(directory: Path) -> Iterator[None]:
-    """Meanwhile modules can be imported from a directory, and from the working one, as by `python -m`; afterwards those
-    of that directory are forgotten, as other ones may have their names."""
-    path, modules = sys.path[:], set(sys.modules)
-    sys.path[:0] = [str(directory), os.getcwd()]
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{directory}{os.sep}"):
-                del sys.modules[name]
 
 
 def default_workdir(config_file: str) -> epath.Path:

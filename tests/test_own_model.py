@@ -1,10 +1,14 @@
 """The command trains a user's own model, by name or from a file, and continues it bit for bit."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 from commands import ROOT, TIMINGS, final_state, records, run, start
 
+from jaxdtp.models import own
 from jaxdtp.running import checkpoints
 
 OWN = f"--config.network.module={ROOT}/tests/models.py"
@@ -99,3 +103,25 @@ def test_bad_models_are_one_line(tmp_path, arguments, words):
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_finds_the_modules_beside_it(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "widths.py").write_text("WIDTH = 12")
+    lines = ("import flax.linen as nn", "from widths import WIDTH", "make = lambda: nn.Sequential([nn.Dense(WIDTH)])")
+    (tmp_path / "sub" / "net.py").write_text("\n".join(lines))
+    make = own.load(f"{tmp_path}/sub/net.py:make")
+    make()
+    assert own.load(f"{tmp_path}/sub/net.py:make") is make
+    assert "widths" not in sys.modules
+
+
+def test_the_installed_command_finds_what_the_module_finds(tmp_path):
+    (tmp_path / "here.py").write_text("def get():\n    raise OSError('found')")
+    script = "import sys; from jaxdtp.main import command; command()"
+    arguments = ("--config=digits_mlp", "--config.dataset.name=here:get", f"--workdir={tmp_path}/run")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "OSError: found" in done.stderr

@@ -1,10 +1,13 @@
 """Models by name: Flax modules that come with jaxdtp, and a user's own, from a file or a package."""
 
+import contextlib
 import functools
 import importlib
 import inspect
+import os
 import runpy
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,34 @@ MODULES = {
 """What makes a model, by name: Flax modules, and the published residual networks, whose stages are blocks."""
 
 
+@contextlib.contextmanager
+def importing_from(directory: Path) -> Iterator[None]:
+    """Meanwhile modules can be imported from a directory, and from the working one, as by `python -m`; afterwards those
+    of that directory are forgotten, as other ones may have their names."""
+    path, modules = sys.path[:], set(sys.modules)
+    sys.path[:0] = [str(directory), os.getcwd()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{directory}{os.sep}"):
+                del sys.modules[name]
+
+
 class OptionsError(ValueError):
     """A model doesn't take the options that it is given."""
 
 
 def load(source: str) -> Any:
-    """What `source`, FILE.py:NAME or PACKAGE.MODULE:NAME, names: a class of Flax modules, or a function.
+    """What `source`, FILE.py:NAME or PACKAGE.MODULE:NAME, names: a class of Flax modules, or a function. A file finds
+    modules beside it.
 
     Raises:
         ValueError: it can't be loaded.
     """
     where, _, name = source.rpartition(":")
+    where = os.path.expanduser(where)
     try:
         names = _run(where, Path(where).read_text()) if where.endswith(".py") else vars(importlib.import_module(where))
     except KeyboardInterrupt:
@@ -54,7 +74,8 @@ def load(source: str) -> Any:
 @functools.lru_cache(maxsize=16)
 def _run(file: str, content: str) -> dict[str, Any]:
     del content
-    return runpy.run_path(file)
+    with importing_from(Path(file).resolve().parent):
+        return runpy.run_path(file)
 
 
 def make(maker: Any, input_shape: tuple[int, ...], num_classes: int, options: dict[str, Any], seed: int) -> Any:

@@ -19,7 +19,8 @@ from jaxdtp import data
 from jaxdtp.configuration.config import resolve
 from jaxdtp.devices import hosts
 from jaxdtp.devices.hosts import StorageError
-from jaxdtp.main import exit_code, importing_from, load_config, parse_overrides, shipped_configs
+from jaxdtp.main import exit_code, load_config, parse_overrides, shipped_configs
+from jaxdtp.models.own import importing_from
 from jaxdtp.search import results
 from jaxdtp.search.study import Space, check_space, configured, open_study, run_trials
 from jaxdtp.system.console import say
