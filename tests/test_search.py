@@ -160,9 +160,11 @@ def get_space(trial):
 def test_ranges_that_depend_on_each_other_and_combinations_that_are_left_out(tmp_path):
     (tmp_path / "space.py").write_text(DEPENDING)
     bp = ("--config.algorithm=bp", "--config.num_epochs=1")
-    result = search(tmp_path / "space.py", tmp_path / "search", 6, *bp)
+    directory = tmp_path / "of mine\\x"
+    result = search(tmp_path / "space.py", directory, 6, *bp)
     assert result.returncode == 0, result.stderr
-    assert {path.stem for path in (tmp_path / "search" / "plots").iterdir()} >= {"history", "slices", "parallel"}
+    assert {path.stem for path in (directory / "plots").iterdir()} >= {"history", "slices", "parallel"}
+    assert runpy.run_path(str(directory / "best.py"))["get_config"]().num_epochs == 1
 
 
 def test_a_trial_without_validation_examples_fails_with_its_reason(tmp_path):

@@ -81,6 +81,15 @@ def test_a_model_with_batch_statistics(tmp_path, images, name, mean):
     assert trained.predict(images.images[:3]).shape == (3, 10)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, bool])
+def test_what_was_trained_on_can_be_predicted(tmp_path, dtype):
+    images, labels = np.random.default_rng(0).random((40, 5, 5)).round().astype(dtype), np.arange(40) % 2
+    config = jaxdtp.default_config()
+    config.num_epochs, config.batch_size, config.network.hidden = 1, 8, (6, 5)
+    jaxdtp.train_and_evaluate(config, tmp_path, data=(images, labels))
+    assert jaxdtp.load(tmp_path).predict(images).shape == (40, 2)
+
+
 def test_orbax_alone_reads_a_checkpoint(lenet):
     """As README.md says."""
     step = checkpoints.saved_steps(lenet)[-1]

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxdtp.configuration.config import resolve, seeds_of
+from jaxdtp.data.images import as_array
 from jaxdtp.learning.state import init_state
 from jaxdtp.models import networks
 from jaxdtp.models.networks import Network, NetworkParameters, NetworkState
@@ -33,8 +34,8 @@ class Trained(NamedTuple):
         model: what blocks keep without learning it, such as batch statistics, by block name.
         preprocessing: how uint8 images become the network's input.
         classes: their names, by label.
-        predict: `predict(images)` to logits, [batch, classes]; images [batch, height, width, channels] in the type
-            of the data set, mostly uint8. Jitted.
+        predict: `predict(images)` to logits, [batch, classes]; images [batch, height, width, channels] as they were
+            given for training, mostly uint8. Jitted.
     """
 
     step: int
@@ -81,6 +82,10 @@ def load(workdir: str | Path, step: int | None = None, seed: int | None = None) 
 
     def predict(images: Any) -> jax.Array:
         images = np.asarray(images)
+        if images.shape[1:] == image_shape[:-1]:
+            images = images[..., None]
+        if images.dtype == bool or np.issubdtype(images.dtype, np.floating):
+            images = as_array(images)
         if images.dtype != dtype or images.shape[1:] != image_shape:
             raise ConfigError(
                 f"images: got {images.dtype} of shape {images.shape}; allowed: {dtype} of shape [batch, "

@@ -5,6 +5,7 @@ of `jaxdtp`. It leaves in DIR: best.py, a configuration file; trials.json; plots
 """
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
             finally:
                 best = results.completed(study)
                 chosen = configured(config, space, best[0], overrides) if best else None
-                results.write(study, directory, chosen, " ".join(["python -m jaxdtp.search", *argv[1:]]))
+                results.write(study, directory, chosen, shlex.join(["python", "-m", "jaxdtp.search", *argv[1:]]))
         except StorageError:
             raise
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:

@@ -100,10 +100,8 @@ def write(study: optuna.Study, directory: epath.Path, best: ConfigDict | None, c
 def config_file(best: ConfigDict, trial: FrozenTrial, trials: int, command: str) -> str:
     """A configuration file of a trial's settings."""
     values = pprint.pformat(flatten(best), width=110, sort_dicts=False)
-    return f'''"""The best of {trials} trials: {accuracy(trial):.2%} on validation data.
-
-{command}
-"""
+    return f'''"""The best of {trials} trials: {accuracy(trial):.2%} on validation data."""
+# {command}
 
 from ml_collections import ConfigDict
 
