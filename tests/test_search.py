@@ -1,6 +1,7 @@
 """Searches: what they leave, what interrupts them, and mistakes in spaces."""
 
 import contextlib
+import functools
 import io
 import json
 import random
@@ -13,11 +14,14 @@ import optuna
 import pytest
 import stand_in
 from commands import ROOT, run
+from etils import epath
 
+from jaxdtp.configuration.config import resolve
+from jaxdtp.main import load_config
 from jaxdtp.running import train
 from jaxdtp.search.__main__ import load_space, main
 from jaxdtp.search.results import completed, trials_needed
-from jaxdtp.search.study import configured
+from jaxdtp.search.study import configured, next_trial, open_study
 
 SPACE = """
 def get_space(trial):
@@ -171,6 +175,18 @@ def test_a_trial_without_validation_examples_fails_with_its_reason(tmp_path):
     (tmp_path / "space.py").write_text('get_space = lambda trial: {"dataset.validation_fraction": 0.0}')
     search(tmp_path / "space.py", tmp_path / "search", 1, "--config.algorithm=bp", "--config.num_epochs=1")
     assert "leaves no validation examples" in rows(tmp_path / "search")[0]["reason"]
+
+
+def test_a_trial_belongs_to_its_process_until_that_ends(space, tmp_path):
+    """Wherever it ran: what it held is free."""
+    config = resolve(load_config("digits_mlp", {}))
+    study = open_study(epath.Path(tmp_path / "s"), config, SPACE)
+    ask = functools.partial(next_trial, study, epath.Path(tmp_path / "s"), 0, 1)
+    trial, ours = ask()
+    assert ask() is None
+    ours.release()
+    again, _ = ask()
+    assert again.user_attrs["directory"] == trial.user_attrs["directory"]
 
 
 def test_a_space_in_which_nothing_varies(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import optuna
 from etils import epath
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,7 +25,6 @@ from jaxdtp.running.train import train
 from jaxdtp.system import storage
 from jaxdtp.system.console import say
 from jaxdtp.system.errors import ConfigError, described
-from jaxdtp.system.lease import still_runs, this_process
 
 IDENTITY = "search.json"
 DATABASE = "study.db"
@@ -148,26 +147,38 @@ def run_trials(
         config, space, overrides: as in `configured`.
         trials: that count: those of killed processes don't.
     """
-    while (trial := next_trial(study, directory, base.seed, trials)) is not None:
-        try_one(
-            study, trial, directory, base.num_epochs, functools.partial(configured, config, space, trial, overrides)
-        )
+    while (begun := next_trial(study, directory, base.seed, trials)) is not None:
+        trial, ours = begun
+        chosen = functools.partial(configured, config, space, trial, overrides)
+        try:
+            try_one(study, trial, directory, base.num_epochs, chosen)
+        finally:
+            ours.release()
 
 
-def next_trial(study: optuna.Study, directory: epath.Path, seed: int, trials: int) -> optuna.Trial | None:
-    """A trial to do; None where enough are done or being done."""
+def next_trial(
+    study: optuna.Study, directory: epath.Path, seed: int, trials: int
+) -> tuple[optuna.Trial, FileLock] | None:
+    """A trial to do, and a lock, to be released after it; None where enough are done or being done."""
     with locked(directory):
-        begin_again_what_died(study)
+        begin_again_what_died(study, directory)
         if len(counted(study)) >= trials:
             return None
         # The same suggestions however often the search was interrupted, as long as one process does it.
         number = len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(seed=seed + number, constant_liar=True)
         trial = study.ask()
-        trial.set_user_attr("process", this_process())
         if "directory" not in trial.user_attrs:
             trial.set_user_attr("directory", str(trial.number))
-        return trial
+        ours = lock_of(directory, trial.number)
+        ours.acquire()
+        return trial, ours
+
+
+def lock_of(directory: epath.Path, number: int) -> FileLock:
+    """What the process that does a trial holds, which whatever ends it lets go."""
+    storage.make_directory(directory / "trials")
+    return FileLock(directory / "trials" / f"{number}.lock")
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
@@ -179,11 +190,15 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def begin_again_what_died(study: optuna.Study) -> None:
-    """Queue the trials of processes of this machine that are no more, to go on from their checkpoints."""
+def begin_again_what_died(study: optuna.Study, directory: epath.Path) -> None:
+    """Queue the trials of processes that are no more, on whatever machine, to go on from their checkpoints."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "process" in trial.user_attrs and still_runs(trial.user_attrs["process"]):
+        lock = lock_of(directory, trial.number)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
             continue
+        lock.release()
         study.tell(trial.number, state=TrialState.FAIL)
         kept = {"directory": trial.user_attrs["directory"]} if "directory" in trial.user_attrs else {}
         study.enqueue_trial(trial.params, user_attrs=kept)
