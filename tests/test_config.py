@@ -116,9 +116,10 @@ def test_published_settings_of_an_algorithm_and_the_command_line():
         ("beta", float("nan"), "got nan; allowed: a number above 0"),
         ("beta", "0.5", "got '0.5'"),
         ("feedback.batch_share", (0.5, 0), "each item a number above 0, up to 1"),
+        ("feedback.batch_share", (), "got (); allowed: a tuple of 1 to 100, each item a number above 0, up to 1"),
         (
             "feedback.batch_share",
-            (),
+            (0.5, 0.5, 0.5),
             "allowed: 2 values, for blocks 2 to 3 of the 3 blocks of mlp, or one for all of them",
         ),
         ("feedback.shared_maxima", "first", "allowed: one of last, sum"),
