@@ -17,6 +17,7 @@ from jaxdtp.learning.derived import layers_of
 from jaxdtp.learning.paths import Paths
 from jaxdtp.learning.targets import Loss, TargetRule, cross_entropy
 from jaxdtp.learning.walk import Layer
+from jaxdtp.models import networks
 from jaxdtp.models.blocks import Block, example_of, feedback, feedback_difference
 from jaxdtp.models.modules import as_network, by_block, one_block
 from jaxdtp.system.errors import described
@@ -52,13 +53,14 @@ def assert_jacobian_matches_transpose(
         ValueError: no tolerance, several blocks, or one whose input has no Jacobian, such as integers.
     """
     _check_tolerances(max_degrees, max_relative_error)
-    block = one_block(block, x, state)
+    model = block
+    (block,) = networks.bind(*one_block(model, x, state))
     forward_params, feedback_params = params
     if not jnp.issubdtype(block.dtype, jnp.floating):
         raise ValueError(f"block {block.name}: takes {block.dtype}; allowed: a block of floating point numbers")
     _assert_mirrored(block, forward_params, feedback_params, x)
     error, angle = alignment.jacobian_matching(
-        block, forward_params, feedback_params, x, jax.random.key(seed), probes=probes
+        model, forward_params, feedback_params, x, jax.random.key(seed), probes=probes, state=state
     )
     if block.affine:
         _assert_affine(block, forward_params, feedback_params, x[:4])
@@ -123,7 +125,8 @@ def assert_updates_match_backprop(
     """
     _check_tolerances(max_degrees, max_relative_error)
     images, labels = batch
-    network = as_network(network, images, state)
+    model = network
+    network = networks.bind(*as_network(model, images, state))
     forward, feedback_params = (by_block(network, side) for side in params)
     beside_layers = by_layers(network, target_rule, feedback_params)
     layers = [layer for block in network for layer in _layers(block, forward[block.name], len(images))]
@@ -136,9 +139,10 @@ def assert_updates_match_backprop(
     for block in network:
         mirrored = paths is None and not beside_layers
         x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
-    arguments = (network, target_rule, forward, feedback_params, images, labels, beta)
+    arguments = (model, target_rule, forward, feedback_params, images, labels, beta)
+    options = {"paths": paths, "loss": loss, "state": state}
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
-    matches = _by_parameter(alignment.gradient_matching(*arguments, paths=paths, loss=loss))
+    matches = _by_parameter(alignment.gradient_matching(*arguments, **options))
     faults = [
         (block.name, name, measure)
         for block in reversed(network)
@@ -148,7 +152,7 @@ def assert_updates_match_backprop(
     ]
     if not faults:
         return
-    updates, gradients = map(_by_parameter, alignment.updates_and_gradients(*arguments, paths=paths, loss=loss))
+    updates, gradients = map(_by_parameter, alignment.updates_and_gradients(*arguments, **options))
     sizes = {
         (block, name): max(np.max(np.abs(array), initial=0) for array in (updates[block][name], gradient))
         for block, of_block in gradients.items()
@@ -158,7 +162,7 @@ def assert_updates_match_backprop(
     faults = [fault for fault in faults if not sizes[fault[:2]] <= rounding]
     if not faults:
         return
-    of_examples = _by_parameter(alignment.gradient_matching(*arguments, per_example=True, paths=paths, loss=loss))
+    of_examples = _by_parameter(alignment.gradient_matching(*arguments, per_example=True, **options))
     lines = []
     for block, name, measure in faults:
         limit, unit = measures[measure]

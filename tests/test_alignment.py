@@ -18,6 +18,7 @@ from jaxdtp.learning import paths
 from jaxdtp.learning.targets import difference_target, output_target, plain_target, propagate_targets
 from jaxdtp.models import networks
 from jaxdtp.models.blocks import Units, conv_block, dense_block, feedback_difference, matched_elu
+from jaxdtp.models.modules import network_of
 from jaxdtp.running.epoch import Preprocessing, normalise
 from jaxdtp.running.train import in_precision
 from jaxdtp.testing import assert_jacobian_matches_transpose, assert_updates_match_backprop
@@ -475,6 +476,40 @@ def test_what_does_not_fit_is_told(change, words):
     values = values | {"target_rule": difference_target, "beta": 1.0}
     with pytest.raises(ValueError, match=words):
         alignment.gradient_matching(**values)
+
+
+class Counted(nn.Module):
+    """Layers and batch statistics; it counts its calls."""
+
+    calls = 0
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        type(self).calls += 1
+        return nn.Dense(4)(jnp.tanh(nn.Dense(5)(nn.BatchNorm(use_running_average=not train)(x))))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_other_states_take_no_other_programs(blocks):
+    """What training changes from epoch to epoch are arrays: the model is traced for the first one only."""
+    model = Counted() if blocks == 1 else [Counted() for _ in range(blocks)]
+    x, labels = jax.random.normal(jax.random.key(0), (6, 4)), jnp.arange(6) % 4
+    network = network_of(model, x)
+    forward, state = networks.init(network, jax.random.key(0))
+    calls, gradients = [], []
+    for mean in (0.0, 5.0):
+        moved = jax.tree.map(lambda leaf, mean=mean: leaf + mean, state)
+        arguments = (model, None, forward, forward, x, labels, 1.0)
+        matches = alignment.gradient_matching(*arguments, state=moved)
+        assert all(match.angle < 0.1 for match in jax.tree.leaves(matches, is_leaf=lambda leaf: hasattr(leaf, "angle")))
+        gradients.append(jax.tree.leaves(alignment.updates_and_gradients(*arguments, state=moved)[1]))
+        if blocks == 1:
+            (params,) = forward.values()
+            error, _ = alignment.jacobian_matching(model, params, params, x, jax.random.key(0), state=moved)
+            assert error.value < 1e-5
+        calls.append(Counted.calls)
+    assert calls[0] == calls[1]
+    assert any(jnp.max(jnp.abs(one - other)) > 0.01 for one, other in zip(*gradients, strict=True))
 
 
 def test_one_block_is_asked_for():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdtp.learning.paths import derive
+from jaxdtp.models import networks
 from jaxdtp.models.blocks import AnyArray, Block, feedback, to_be_derived
 from jaxdtp.models.modules import one_block
 
@@ -57,8 +58,8 @@ def jacobian_matching(
     """
     if probes < 2:
         raise ValueError(f"probes: got {probes}; allowed: 2 or more, for a standard error")
-    block = one_block(block, x, state)
-    return _match_jacobian(block, forward_params, feedback_params, x, key, probes, per_example)
+    network, states = one_block(block, x, state)
+    return _match_jacobian(network, states, forward_params, feedback_params, x, key, probes, per_example)
 
 
 def match_jacobian(
@@ -89,7 +90,10 @@ def match_jacobian(
     )
 
 
-_match_jacobian = functools.partial(jax.jit, static_argnames=("block", "probes", "per_example"))(match_jacobian)
+@functools.partial(jax.jit, static_argnames=("network", "probes", "per_example"))
+def _match_jacobian(network, states, forward_params, feedback_params, x, key, probes, per_example):
+    (block,) = networks.bind(network, states)
+    return match_jacobian(block, forward_params, feedback_params, x, key, probes, per_example)
 
 
 @functools.partial(jax.jit, static_argnames="block")

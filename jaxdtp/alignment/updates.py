@@ -110,13 +110,13 @@ def updates_and_gradients(
     Raises:
         ValueError: the batch doesn't fit the network, or parameters of a block are missing.
     """
-    network, forward, feedback = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
-    return _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss)
+    network, *arrays = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
+    return _updates_and_gradients((network, target_rule, paths, loss), *arrays, images, labels, beta)
 
 
 def _checked(network: Any, target_rule, images, labels, forward: Any, feedback: Any, paths, loss, state: Any):
-    """The network, and forward and feedback parameters by block name."""
-    network = as_network(network, images, state)
+    """The network; its state, forward and feedback parameters by block name."""
+    network, states = as_network(network, images, state)
     forward, feedback = by_block(network, forward), by_block(network, feedback)
     check_batch(network, loss, images, labels)
     names = [block.name for block in network]
@@ -125,7 +125,7 @@ def _checked(network: Any, target_rule, images, labels, forward: Any, feedback: 
         if not set(needed) <= set(params):
             found = ", ".join(map(str, params)) or "none"
             raise ValueError(f"{side}: got parameters of blocks {found}; allowed: of {', '.join(needed)}")
-    return network, forward, feedback
+    return network, states, forward, feedback
 
 
 def by_layers(network: Network, target_rule: TargetRule | None, feedback: NetworkParameters) -> bool:
@@ -133,8 +133,10 @@ def by_layers(network: Network, target_rule: TargetRule | None, feedback: Networ
     return target_rule is None and network[0].name in feedback
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target_rule", "paths", "loss"))
-def _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss):
+@functools.partial(jax.jit, static_argnames="fixed")
+def _updates_and_gradients(fixed, states, forward, feedback, images, labels, beta):
+    network, target_rule, paths, loss = fixed
+    network = networks.bind(network, states)
     gradients = backprop_gradients(network, forward, images, labels, loss)
     if by_layers(network, target_rule, feedback):
         settings = Settings(ALGORITHMS["fa"], (), 1.0, None, loss=loss)
@@ -174,18 +176,14 @@ def gradient_matching(
     Raises:
         ValueError: as there.
     """
-    network, forward, feedback = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
-    fixed = (network, target_rule, paths, loss, per_example)
-    return _gradient_matching(fixed, forward, feedback, images, labels, beta)
+    network, *arrays = _checked(network, target_rule, images, labels, forward, feedback, paths, loss, state)
+    return _gradient_matching((network, target_rule, paths, loss), per_example, *arrays, images, labels, beta)
 
 
-@functools.partial(jax.jit, static_argnames="fixed")
-def _gradient_matching(fixed, forward, feedback, images, labels, beta):
-    network, target_rule, paths, loss, per_example = fixed
-
+@functools.partial(jax.jit, static_argnames=("fixed", "per_example"))
+def _gradient_matching(fixed, per_example, states, forward, feedback, images, labels, beta):
     def of_batch(images, labels):
-        pair = _updates_and_gradients(network, target_rule, forward, feedback, images, labels, beta, paths, loss)
-        return jax.tree.map(match, *pair)
+        return jax.tree.map(match, *_updates_and_gradients(fixed, states, forward, feedback, images, labels, beta))
 
     if per_example:
         return jax.vmap(of_batch)(images[:, None], jax.tree.map(lambda array: array[:, None], labels))

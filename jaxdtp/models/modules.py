@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdtp.models.blocks import EVALUATION, AnyArray, Block, Context
-from jaxdtp.models.networks import Network, bind
+from jaxdtp.models.networks import Network, NetworkState
 from jaxdtp.models.plain_convolutions import with_fast_convolutions
 
 SWITCHES = "switches"
@@ -79,37 +79,41 @@ def network_of(model: Any, x: AnyArray | jax.ShapeDtypeStruct) -> Network:
     return tuple(blocks)
 
 
-def as_network(model: Any, x: AnyArray, state: Any = None) -> Network:
-    """The blocks of a model in evaluation, as functions of parameters and input alone.
+def as_network(model: Any, x: AnyArray, state: Any = None) -> tuple[Network, NetworkState | None]:
+    """The blocks of a model and their state, for `networks.bind`; None for blocks that are to be taken as they are.
+
+    The blocks' functions are the same each time, for which programs have been compiled; but not of an NNX module, whose
+    structure may have changed: give `network_of(module, x)` instead.
 
     Args:
-        model: as for `network_of`; blocks are taken as they are if there is no state.
+        model: as for `network_of`.
         x: an input [batch, ...].
         state: what it keeps without learning it, such as {"batch_stats": ...}; by block name where there are several.
             Fresh if left out.
     """
-    model = (model,) if isinstance(model, Block) else model
-    if state is None and is_network(model):
-        return model
-    make = _in_fresh_state if state is None else _network_like
-    # What an NNX module holds may change.
-    keeps = _hashable(model) and not isinstance(model, nnx.Module)
-    network = (make if keeps else make.__wrapped__)(model, tuple(x.shape[1:]), jnp.result_type(x))
+    models = (model,) if isinstance(model, Block) else model
+    if is_network(models):
+        network, fresh = models, None
+    else:
+        models = tuple(model) if isinstance(model, list) else (model,)
+        keeps = _hashable(models) and not any(isinstance(part, nnx.Module) for part in models)
+        make = _in_fresh_state if keeps else _in_fresh_state.__wrapped__
+        network, fresh = make(models, tuple(x.shape[1:]), jnp.result_type(x))
     if state is None:
-        return network
-    return bind(network, {block.name: {} for block in network} | by_block(network, state))
+        return network, fresh
+    return network, {block.name: {} for block in network} | by_block(network, state)
 
 
-def one_block(model: Any, x: AnyArray, state: Any = None) -> Block:
+def one_block(model: Any, x: AnyArray, state: Any = None) -> tuple[Network, NetworkState | None]:
     """As `as_network`, of a model that is one block.
 
     Raises:
         ValueError: it has several.
     """
-    network = as_network(model, x, state)
+    network, states = as_network(model, x, state)
     if len(network) > 1:
         raise ValueError(f"block: got {len(network)}, {', '.join(block.name for block in network)}; allowed: one")
-    return network[0]
+    return network, states
 
 
 def by_block(network: Network, values: Any) -> dict[str, Any]:
@@ -126,21 +130,15 @@ def by_block(network: Network, values: Any) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _network_like(model: Any, shape: tuple[int, ...], dtype: Any) -> Network:
-    return network_of(model, jax.ShapeDtypeStruct((2, *shape), dtype))
-
-
-# The same functions each time, for which programs have been compiled.
-@functools.lru_cache(maxsize=64)
-def _in_fresh_state(model: Any, shape: tuple[int, ...], dtype: Any) -> Network:
-    network = network_of(model, jax.ShapeDtypeStruct((2, *shape), dtype))
+def _in_fresh_state(models: tuple, shape: tuple[int, ...], dtype: Any) -> tuple[Network, NetworkState]:
+    network = network_of(list(models), jax.ShapeDtypeStruct((2, *shape), dtype))
     with jax.ensure_compile_time_eval():
-        return bind(network, {block.name: block.init(jax.random.key(0))[2] for block in network})
+        return network, {block.name: block.init(jax.random.key(0))[2] for block in network}
 
 
-def _hashable(model: Any) -> bool:
+def _hashable(models: tuple) -> bool:
     try:
-        hash(model)
+        hash(models)
     except TypeError:
         return False
     return True

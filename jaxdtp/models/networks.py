@@ -62,14 +62,17 @@ def init(network: Network, key: jax.Array) -> tuple[NetworkParameters, NetworkSt
     return params, {name: of_block for name, (_, _, of_block) in fresh.items()}
 
 
-def bind(network: Network, state: NetworkState, key: jax.Array | None = None) -> Network:
+def bind(network: Network, state: NetworkState | None, key: jax.Array | None = None) -> Network:
     """The network on one batch: its blocks' forward maps are functions of parameters and input alone.
 
     Args:
         network: the blocks.
-        state: of all blocks.
+        state: of all blocks; None: they are bound already, or have none.
         key: of dropout and the like; None: in evaluation.
     """
+
+    if state is None:
+        return network
 
     def bound(index: int, block: Block) -> Block:
         own_key = None if key is None else jax.random.fold_in(key, index)
