@@ -132,7 +132,8 @@ def test_a_model_that_has_changed_since_is_told(tmp_path, capsys):
     assert main.main([*short, *config, "--config.algorithm=bp", "--config.num_epochs=1"]) == 0
     for layers, words in (
         ("nn.Dense(16), nn.Dense(10)", "there float32[64, 8], here float32[64, 16]"),
-        ("nn.Dense(8), nn.Dense(8), nn.Dense(10)", ""),
+        ("nn.Dense(8, param_dtype='float16'), nn.Dense(10)", "there float32[64, 8], here float16[64, 8]"),
+        ("nn.Dense(8), nn.Dense(8), nn.Dense(10)", "layers_3/bias there missing, here float32[10]"),
     ):
         model.write_text(line.format(layers))
         for arguments in (["--config.num_epochs=2"], ["--mode=eval"]):

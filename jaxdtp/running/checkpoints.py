@@ -169,31 +169,33 @@ def _restore(path: Path, like: Any) -> Checkpoint:
         raise ValueError("its files are not as they were saved")
     host = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), like)
     ocp, checkpointer = _orbax()
-    why = ""
-    try:
-        state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(host))
-    except (ValueError, TypeError, KeyError) as error:
-        why = one_line(str(error))
-    else:
-        # Orbax gives arrays the shapes that they were saved with.
-        why = ", ".join(_differing(host, state))
-    if why:
+    # Orbax would give arrays the shapes that they were saved with, and cast them to our types.
+    saved = checkpointer.metadata(path / "state").item_metadata.tree
+    if differing := _differing(host, saved):
         raise ConfigError(
-            f"--workdir: the checkpoint of step {path.name} in {path.parent} is of another model ({why}); allowed: the "
-            "model as it was when the run was begun, or another directory"
+            f"--workdir: the checkpoint of step {path.name} in {path.parent} is of another model "
+            f"({', '.join(differing[:3])}); allowed: the model as it was when the run was begun, or another directory"
         )
+    state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(host))
     return Checkpoint(state, about["score"], about["progress"])
 
 
 def _differing(ours: Any, saved: Any) -> list[str]:
-    """Arrays of other shapes or types than ours, in words."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(saved), strict=True)
-    words = lambda array: f"{array.dtype}{list(array.shape)}"  # noqa: E731
+    """Arrays that are of other shapes or types than ours, or on one side only, in words."""
+
+    def in_words(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(where, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+            for where, leaf in leaves
+        }
+
+    here, there = in_words(ours), in_words(saved)
     return [
-        f"{jax.tree_util.keystr(where, simple=True, separator='/')} there {words(there)}, here {words(here)}"
-        for (where, here), there in pairs
-        if (there.shape, there.dtype) != (here.shape, here.dtype)
-    ][:3]
+        f"{name} there {there.get(name, 'missing')}, here {here.get(name, 'missing')}"
+        for name in here | there
+        if here.get(name) != there.get(name)
+    ]
 
 
 def _read_about(path: epath.Path | Path) -> dict[str, Any]:
