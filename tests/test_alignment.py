@@ -512,6 +512,25 @@ def test_other_states_take_no_other_programs(blocks):
     assert any(jnp.max(jnp.abs(one - other)) > 0.01 for one, other in zip(*gradients, strict=True))
 
 
+def test_parameters_of_lists_are_lists():
+    """Of one model, too; whether a list is a pair's own parameters their structure says."""
+    x, labels = jax.random.normal(jax.random.key(0), (6, 4)), jnp.arange(6) % 4
+    pair = (lambda key, x: [jnp.eye(4), jnp.ones((4, 4))], lambda params, x: jnp.tanh(x @ params[0]) @ params[1])
+    alone = (lambda key, x: [jnp.eye(4)], lambda params, x: jnp.tanh(x @ params[0]))
+    matching = lambda arguments: alignment.gradient_matching(*arguments, x, labels, 1.0)  # noqa: E731
+    for model in (Counted(), pair, alone):
+        network = network_of(model, x)
+        ((name, params),) = networks.init(network, jax.random.key(0))[0].items()
+        feedback = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        expected = matching((model, None, params, feedback))
+        assert matching(([model], None, [params], [feedback])) == expected
+        assert matching((model, None, {name: params}, {name: feedback})) == expected
+    forward = list(networks.init(network_of([Counted()] * 2, x), jax.random.key(0))[0].values())
+    for params in (forward[:0], forward * 2):
+        with pytest.raises(ValueError, match=rf"got a list of {len(params)}; allowed: of 2, for Counted_0, Counted_1"):
+            matching(([Counted()] * 2, None, forward, params))
+
+
 def test_one_block_is_asked_for():
     network, forward, feedback, images, _ = network_and_batch()
     with pytest.raises(ValueError, match="block: got 3, fc1, fc2, fc3; allowed: one"):

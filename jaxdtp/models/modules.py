@@ -118,15 +118,26 @@ def one_block(model: Any, x: AnyArray, state: Any = None) -> tuple[Network, Netw
 
 def by_block(network: Network, values: Any) -> dict[str, Any]:
     """What belongs to the blocks of a network by their name: from a dictionary already, from what is the only block's,
-    or from a list of all blocks', or of all but the first one's."""
+    or from a list of all blocks', or of all but the first one's.
+
+    Raises:
+        ValueError: a list of another length.
+    """
     names = [block.name for block in network]
+    several = isinstance(values, list | tuple)
     if len(names) == 1:
-        (name,) = names
-        named = isinstance(values, dict) and set(values) == {name}
-        # Unless the block's own have that name.
-        own = jax.eval_shape(network[0].init, jax.random.key(0)) if named else ()
-        return values if named and not any(_same_structure(values, part) for part in own) else {name: values}
-    return dict(zip(names[-len(values) :], values, strict=True)) if isinstance(values, list | tuple) else values
+        by_name = isinstance(values, dict) and list(values) == names
+        alone = several and len(values) == 1
+        # Unless the block's own look like that.
+        own = jax.eval_shape(network[0].init, jax.random.key(0)) if by_name or alone else ()
+        if not (by_name or alone) or any(_same_structure(values, part) for part in own):
+            return {names[0]: values}
+    if several and not len(names) - 1 <= len(values) <= len(names):
+        raise ValueError(
+            f"parameters or state: got a list of {len(values)}; allowed: of {len(names)}, for {', '.join(names)}, or "
+            "of all but the first one's"
+        )
+    return dict(zip(names[len(names) - len(values) :], values, strict=True)) if several else values
 
 
 @functools.lru_cache(maxsize=64)
