@@ -78,6 +78,7 @@ def test_unpool_writes_to_the_switches(x, geometry, seed):
         # Maps and channels that suit Winograd's algorithm.
         (3, 8, 4, 3, (64, 65)),
         (3, 4, 6, 5, (33, 32)),
+        (3, 8, 7, 3, (16, 17)),
         # More examples than are taken at a time.
         (9, 9, 7, 3, (3, 2)),
         (9, 5, 8, 3, (17, 2)),

@@ -14,12 +14,13 @@ here, and XLA has slow paths (in loops, measured with jaxlib 0.10 on 2 cores, in
 - a 3x3 convolution of maps of 2x2 pixels: 3 to 5; the sum over taps: 140;
 - a 5x5 convolution of an image of 3 channels: 16 to 22; one product of windows and kernel: 50, on slower cores.
 
-From 32 channels on, Winograd's algorithm does with a quarter of the multiplications (5x5 kernels: a sixth). On cores
+From 32 channels on Winograd's algorithm does with a quarter of the multiplications (5x5 kernels: a sixth). On cores
 where a matrix product reaches 134 it comes, by the operations of the definition, to 132, 164 and 94 for LeNet's second
 convolution (5x5, batch 32), its transpose and its kernel gradient, where those above come to 55, 54 and 31; for a 3x3
-one of 128 channels on maps of 16 pixels to 127, 125 and 157 instead of 96, 85 and 60. On maps of 4 and 2 pixels
-convolutions do without the products with padding. What is much larger than caches is done in blocks of examples: at a
-batch of 256 LeNet's second convolution then comes to 167, 142 and 147 instead of 72, 115 and 96.
+one of 128 channels on maps of 16 pixels to 127, 125 and 157 instead of 96, 85 and 60. Kernel gradients of 16 to 31
+channels take 0.5 to 0.8 times as long by it as by windows or taps. On maps of 4 and 2 pixels convolutions do without
+the products with padding. What is much larger than caches is done in blocks of examples: at a batch of 256
+LeNet's second convolution then comes to 167, 142 and 147 instead of 72, 115 and 96.
 """
 
 import functools
@@ -142,8 +143,8 @@ def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool)
     shape = (size, size, x.shape[-1], y.shape[-1])
     kernel = jax.ShapeDtypeStruct(shape, x.dtype)
     blocks = _blocks(x, shape)
-    # Faster than taps also on maps of 4x4 pixels, where the convolution is not.
-    if _suits_winograd(x, shape):
+    # Faster than taps also on maps of 4x4 pixels, and than windows with 16 channels, where the convolution is not.
+    if _suits_winograd(x, shape, fewest_channels=16):
         seen, written = (y, x) if transpose else (x, y)
         to_kernels = functools.partial(_winograd_kernels, transpose)
         kernels = jax.eval_shape(to_kernels, kernel)
@@ -255,10 +256,10 @@ def _spans(x: jax.Array, size: int) -> list[tuple[_Span, _Span]]:
     return list(itertools.product(along(x.shape[1]), along(x.shape[2])))
 
 
-def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
-    size, fewest_channels, (height, width) = kernel_shape[0], min(kernel_shape[2:]), x.shape[1:3]
+def _suits_winograd(x: jax.Array, kernel_shape: tuple[int, ...], fewest_channels: int = 32) -> bool:
+    size, channels, (height, width) = kernel_shape[0], min(kernel_shape[2:]), x.shape[1:3]
     in_tiles = math.prod(-(-length // TILE) * TILE for length in (height, width))
-    return len(x) > 0 and size in (3, 5) and fewest_channels >= 32 and in_tiles <= 1.5 * height * width
+    return len(x) > 0 and size in (3, 5) and channels >= fewest_channels and in_tiles <= 1.5 * height * width
 
 
 def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
