@@ -3,8 +3,8 @@
 There XLA computes the gradient of a kernel slowly: in loops at 1 to 2 GFLOP/s (jaxlib 0.10), where a matrix product
 reaches 130 to 500; outside of loops from 2 on, on maps of 32x32 pixels, to 60. Three things help: what could be a
 `convolution.conv` becomes one (`with_fast_convolutions`: a BP step of ResNet-20 takes 0.4 to 0.8 times as long, of
-ResNet-18 0.2 times), what isn't is kept out of loops (`slow_in_loops`), and in loops that can't be left, those of
-feedback training within a step, it has other kernel gradients (`fast_in_loops`).
+ResNet-18 0.2 to 0.6 times), what isn't is kept out of loops (`slow_in_loops`), and in loops that can't be left, those
+of feedback training within a step, it has other kernel gradients (`fast_in_loops`).
 """
 
 import itertools
