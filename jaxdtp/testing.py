@@ -53,14 +53,14 @@ def assert_jacobian_matches_transpose(
         ValueError: no tolerance, several blocks, or one whose input has no Jacobian, such as integers.
     """
     _check_tolerances(max_degrees, max_relative_error)
-    model = block
-    (block,) = networks.bind(*one_block(model, x, state))
+    network, states = one_block(block, x, state)
+    (block,) = networks.bind(network, states)
     forward_params, feedback_params = params
     if not jnp.issubdtype(block.dtype, jnp.floating):
         raise ValueError(f"block {block.name}: takes {block.dtype}; allowed: a block of floating point numbers")
     _assert_mirrored(block, forward_params, feedback_params, x)
     error, angle = alignment.jacobian_matching(
-        model, forward_params, feedback_params, x, jax.random.key(seed), probes=probes, state=state
+        network, forward_params, feedback_params, x, jax.random.key(seed), probes=probes, state=states
     )
     if block.affine:
         _assert_affine(block, forward_params, feedback_params, x[:4])
@@ -125,8 +125,8 @@ def assert_updates_match_backprop(
     """
     _check_tolerances(max_degrees, max_relative_error)
     images, labels = batch
-    model = network
-    network = networks.bind(*as_network(model, images, state))
+    unbound, states = as_network(network, images, state)
+    network = networks.bind(unbound, states)
     forward, feedback_params = (by_block(network, side) for side in params)
     beside_layers = by_layers(network, target_rule, feedback_params)
     layers = [layer for block in network for layer in _layers(block, forward[block.name], len(images))]
@@ -139,8 +139,8 @@ def assert_updates_match_backprop(
     for block in network:
         mirrored = paths is None and not beside_layers
         x = _assert_mirrored(block, forward[block.name], feedback_params.get(block.name) if mirrored else None, x)
-    arguments = (model, target_rule, forward, feedback_params, images, labels, beta)
-    options = {"paths": paths, "loss": loss, "state": state}
+    arguments = (unbound, target_rule, forward, feedback_params, images, labels, beta)
+    options: dict[str, Any] = {"paths": paths, "loss": loss, "state": states}
     measures = {"angle": (max_degrees, " degrees"), "distance": (max_relative_error, " of the gradient's norm")}
     matches = _by_parameter(alignment.gradient_matching(*arguments, **options))
     faults = [

@@ -120,9 +120,7 @@ def is_here(identity: dict[str, Any]) -> bool:
 
 
 def still_runs(identity: dict[str, Any]) -> bool:
-    """Whether a process, as from `this_process`, may be running: those of other machines may."""
-    if not is_here(identity):
-        return True
+    """Whether a process of this machine, as from `this_process`, may be running."""
     process, start = identity.get("process"), identity.get("start")
     return _exists(process) if start is None else _start_of(process) == start
 
