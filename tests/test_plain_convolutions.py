@@ -37,9 +37,13 @@ CONVOLUTIONS = {
     "1d": (nn.Conv(6, (3,), padding="CAUSAL"), (3, 9, 4)),
     "3d": (nn.Conv(2, (2, 2, 2), strides=2), (2, 4, 4, 4, 3)),
     "patches": (nn.Conv(6, (4, 4), strides=4, padding="VALID"), (3, 8, 8, 4)),
+    "shortcut": (nn.Conv(6, (1, 1), strides=2), (3, 9, 7, 4)),
+    "1d patches": (nn.Conv(6, (3,), strides=3, padding="VALID"), (3, 11, 4)),
+    "gaps, uneven": (nn.Conv(6, (2, 3), strides=(3, 4), padding=((1, 2), (5, 0))), (3, 9, 7, 4)),
     "remat": (nn.remat(nn.Conv)(6, (3, 3)), (3, 8, 7, 4)),
     "scan": (Repeated(), (3, 8, 7, 4)),
 }
+OURS = {"3x3", "3d", "patches", "shortcut", "1d patches", "gaps, uneven", "remat", "scan"}
 
 
 def gradient_of(module, shape):
@@ -73,7 +77,7 @@ def test_convolutions_of_models_are_ours_where_they_can_be(kind):
         # In a run the batch is divided on a mesh, also where there is one device.
         divided = lambda params, x: forward(params, divide_batch(make_mesh(), x))  # noqa: E731
         for program in (forward, divided):
-            assert has_convolutions(jax.make_jaxpr(program)(params, x).jaxpr) == (kind not in ("3x3", "remat", "scan"))
+            assert has_convolutions(jax.make_jaxpr(program)(params, x).jaxpr) == (kind not in OURS)
         y, pull_back = jax.vjp(forward, params, x)
         reference, pull_back_plain = jax.vjp(lambda params, x: module.apply({"params": params}, x), params, x)
         ours, plain = (
