@@ -141,21 +141,29 @@ def _cpu_conv_transpose(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _cpu_kernel_gradient(x: jax.Array, y: jax.Array, size: int, transpose: bool) -> jax.Array:
     shape = (size, size, x.shape[-1], y.shape[-1])
-    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
     blocks = _blocks(x, shape)
     # Faster than taps also on maps of 4x4 pixels, and than windows with 16 channels, where the convolution is not.
     if _suits_winograd(x, shape, fewest_channels=16):
-        seen, written = (y, x) if transpose else (x, y)
-        to_kernels = functools.partial(_winograd_kernels, transpose)
-        kernels = jax.eval_shape(to_kernels, kernel)
+        points, swapped = size + TILE - 1, x.shape[-1] > y.shape[-1]
 
-        def by_winograd(seen, written):
-            return _transposed(lambda kernels: _winograd_products(seen, kernels), kernels, written)
+        def by_winograd(x, y):
+            seen, written = (y, x) if transpose else (x, y)
+            inputs = _at_points(seen, points)
+            products = jax.ShapeDtypeStruct((*inputs.shape[:2], written.shape[-1]), x.dtype)
+            outputs = _transposed(lambda products: _from_points(products, written.shape[:3]), products, written)
+            # A product with fewer rows than columns takes 0.5 to 0.9 times as long as its transpose.
+            few, many = (outputs, inputs) if swapped != transpose else (inputs, outputs)
+            kernels = jax.lax.dot_general(few, many, (((1,), (1,)), ((0,), (0,))))
+            return kernels.reshape(points, points, *kernels.shape[1:])
 
-        return _transposed(to_kernels, kernel, _sum_of_blocks(by_winograd, blocks, seen, written))
+        kernel = jax.ShapeDtypeStruct((size, size, *sorted(shape[2:])), x.dtype)
+        kernels = _sum_of_blocks(by_winograd, blocks, x, y)
+        gradient = _transposed(functools.partial(_kernel_at_points, transpose), kernel, kernels)
+        return gradient.swapaxes(2, 3) if swapped else gradient
     if _suits_windows(x, shape, 16):
 
         def by_windows(x, y):
+            kernel = jax.ShapeDtypeStruct(shape, x.dtype)
             return _transposed(lambda kernel: _product_of_windows(x, kernel), kernel, y)
 
         return _sum_of_blocks(by_windows, blocks, x, y)
@@ -267,28 +275,41 @@ def _winograd(transpose: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
     Networks", section 4): 36 multiplications for a 3x3 kernel instead of 144, 64 for a 5x5 kernel instead of 400. In
     float32 its rounding errors are about seven times those of the plain convolution, 3e-6 of the result's size.
     """
-    kernels = _winograd_kernels(transpose, kernel)
+    kernels = _kernel_at_points(transpose, kernel.swapaxes(2, 3) if transpose else kernel)
+    points = len(kernels)
+
+    def of_block(x):
+        products = _at_points(x, points) @ kernels.reshape(points**2, *kernels.shape[2:])
+        return _from_points(products, x.shape[:3])
+
     blocks = x.reshape(_blocks(x, kernel.shape), -1, *x.shape[1:])
-    return jax.lax.map(lambda x: _winograd_products(x, kernels), blocks).reshape(*x.shape[:3], -1)
+    return jax.lax.map(of_block, blocks).reshape(*x.shape[:3], -1)
 
 
-def _winograd_kernels(transpose: bool, kernel: jax.Array) -> jax.Array:
-    """A kernel at all points of Winograd's algorithm, [points, points, inputs, outputs]."""
-    _, of_kernel, _ = _winograd_matrices(kernel.shape[0])
-    if transpose:
-        of_kernel, kernel = of_kernel[:, ::-1], kernel.swapaxes(2, 3)
+def _kernel_at_points(flip: bool, kernel: jax.Array) -> jax.Array:
+    """A kernel at the points of Winograd's algorithm, [points, points, *channels]."""
+    _, of_kernel, _ = _winograd_matrices(len(kernel))
+    if flip:
+        of_kernel = of_kernel[:, ::-1]
     return _combinations(of_kernel, _unstack(_combinations(of_kernel, _unstack(kernel)), 1))
 
 
-def _winograd_products(x: jax.Array, kernels: jax.Array) -> jax.Array:
-    points, (batch, height, width, channels) = len(kernels), x.shape
-    margin, rows, columns = (points - TILE) // 2, -(-height // TILE), -(-width // TILE)
-    of_inputs, _, of_outputs = _winograd_matrices(points - TILE + 1)
-    padding = [(margin, margin + n * TILE - length) for n, length in ((rows, height), (columns, width))]
+def _at_points(x: jax.Array, points: int) -> jax.Array:
+    """The tiles of a map at the points, [points**2, tiles, channels]."""
+    margin, (rows, columns) = (points - TILE) // 2, (-(-length // TILE) for length in x.shape[1:3])
+    of_inputs, _, _ = _winograd_matrices(points - TILE + 1)
+    padding = [(margin, margin + n * TILE - length) for n, length in zip((rows, columns), x.shape[1:3], strict=True)]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     inputs = _combinations(of_inputs, [padded[:, i : i + rows * TILE : TILE] for i in range(points)])
     inputs = _combinations(of_inputs, [inputs[..., j : j + columns * TILE : TILE, :] for j in range(points)])
-    products = inputs.reshape(points**2, -1, channels) @ kernels.reshape(points**2, *kernels.shape[2:])
+    return inputs.reshape(points**2, -1, x.shape[-1])
+
+
+def _from_points(products: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """The map of [*shape, channels], its shape [batch, height, width], that products at the points come to."""
+    points, (batch, height, width) = math.isqrt(len(products)), shape
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    _, _, of_outputs = _winograd_matrices(points - TILE + 1)
     products = products.reshape(points, points, batch, rows, columns, -1)
     outputs = _combinations(of_outputs, _unstack(_combinations(of_outputs, _unstack(products)), 1))
     outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, rows * TILE, columns * TILE, -1)
