@@ -84,7 +84,7 @@ def seconds_per_step(arguments: argparse.Namespace, rules: list[str]) -> dict[st
         steps = {
             rule: jaxdtp_step(configuration(arguments, rule), rule, shape) for rule in dict.fromkeys(("bp", *rules))
         }
-        times, _ = timed(steps, repeats=5, seconds=0.2)
+        times, _ = timed(steps, repeats=15, seconds=0.2)
     return {rule: float(np.median(of_rule)) for rule, of_rule in times.items()}
 
 
