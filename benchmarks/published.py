@@ -229,7 +229,7 @@ def plot() -> plt.Figure:
             curve(panel, records, "validation_top1", 100, "o-" if len(records) < 20 else "-", **look)
             for seed in results.keys() - through.keys():
                 curve(panel, results[seed]["epochs"], "validation_top1", 100, ":", **look)
-        panel.set_title(textwrap.fill(what.removesuffix(", top-5"), 47), fontsize="small")
+        panel.set_title(textwrap.fill(what.removesuffix(", top-5"), 40), fontsize="small")
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         style(panel)
