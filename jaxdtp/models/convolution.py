@@ -296,12 +296,12 @@ def _kernel_at_points(flip: bool, kernel: jax.Array) -> jax.Array:
 
 def _at_points(x: jax.Array, points: int) -> jax.Array:
     """The tiles of a map at the points, [points**2, tiles, channels]."""
-    margin, (rows, columns) = (points - TILE) // 2, (-(-length // TILE) for length in x.shape[1:3])
+    margin = (points - TILE) // 2
     of_inputs, _, _ = _winograd_matrices(points - TILE + 1)
-    padding = [(margin, margin + n * TILE - length) for n, length in zip((rows, columns), x.shape[1:3], strict=True)]
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    inputs = _combinations(of_inputs, [padded[:, i : i + rows * TILE : TILE] for i in range(points)])
-    inputs = _combinations(of_inputs, [inputs[..., j : j + columns * TILE : TILE, :] for j in range(points)])
+    padded = jnp.pad(x, ((0, 0), *((margin, margin + -length % TILE) for length in x.shape[1:3]), (0, 0)))
+    height, width = (length - 2 * margin for length in padded.shape[1:3])
+    inputs = _combinations(of_inputs, [padded[:, i : i + height : TILE] for i in range(points)])
+    inputs = _combinations(of_inputs, [inputs[..., j : j + width : TILE, :] for j in range(points)])
     return inputs.reshape(points**2, -1, x.shape[-1])
 
 

@@ -12,7 +12,7 @@ as before with 128.
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,10 @@ def with_fast_convolutions(f: Callable, *like: Any) -> Callable:
     """f with `convolution.conv` in place of convolutions that are the same, of stride 1, that keep height and width,
     and a matrix product in place of those whose windows don't overlap: patches, and shortcuts of residual networks.
     Without these, for arguments like those given, f itself, which isn't traced once more each time."""
-    wanted = lambda equation: _is_conv(equation) or _has_windows_apart(equation)  # noqa: E731
+    wanted = lambda equation: _fast_form(equation) is not None  # noqa: E731
     if jax.default_backend() != "cpu" or not jaxprs.holds(jax.make_jaxpr(f)(*like).jaxpr, wanted):
         return f
-
-    def change(equation, x, kernel):
-        return conv(x, kernel) if _is_conv(equation) else _product_of_windows(equation, x, kernel)
-
-    return jaxprs.rewritten(f, wanted, change)
+    return jaxprs.rewritten(f, wanted, lambda equation, *xs: cast(Callable, _fast_form(equation))(equation, *xs))
 
 
 def has_convolutions(jaxpr: core.Jaxpr) -> bool:
@@ -56,45 +52,34 @@ def fast_in_loops(f: Callable) -> Callable:
     return jaxprs.rewritten(f, _is_kernel_gradient, _by_tap) if jax.default_backend() == "cpu" else f
 
 
-def _is_conv(equation: core.JaxprEqn) -> bool:
-    if not _is_dense(equation):
-        return False
-    size, strides = jaxprs.shaped(equation.invars[1]).shape[:-2], equation.params["window_strides"]
-    return (
-        len(size) == 2
-        and size[0] == size[1]
-        and size[0] % 2 == 1
-        and equation.params["padding"] == ((size[0] // 2, size[0] // 2),) * 2
-        and strides == (1, 1)
-    )
+def _fast_form(equation: core.JaxprEqn) -> Callable | None:
+    """What is the same as a convolution, and faster: `form(equation, x, kernel)`; None where it isn't known."""
+    if not _is_plain(equation):
+        return None
+    size, params = jaxprs.shaped(equation.invars[1]).shape[:-2], equation.params
+    strides = params["window_strides"]
+    keeps_size = params["padding"] == tuple((length // 2, length // 2) for length in size)
+    if strides == (1, 1) and size[0] == size[1] and size[0] % 2 == 1 and keeps_size:
+        return lambda equation, x, kernel: conv(x, kernel)
+    return _by_cell if all(length <= stride for length, stride in zip(size, strides, strict=True)) else None
 
 
-def _has_windows_apart(equation: core.JaxprEqn) -> bool:
-    return _is_dense(equation) and all(
-        size <= stride
-        for size, stride in zip(
-            jaxprs.shaped(equation.invars[1]).shape[:-2], equation.params["window_strides"], strict=True
-        )
-    )
-
-
-def _is_dense(equation: core.JaxprEqn) -> bool:
-    """Whether an equation is a convolution in Flax's layout, without dilation and groups."""
+def _is_plain(equation: core.JaxprEqn) -> bool:
+    """Whether an equation is a convolution in Flax's layout, without dilation and groups, of one type that Winograd's
+    algorithm is for. Its primitive can't say how JAX's explicit sharding, or the checks of `jax.shard_map`, divide its
+    result."""
     if equation.primitive.name != "conv_general_dilated":
         return False
     x, kernel, y = map(jaxprs.shaped, (*equation.invars, *equation.outvars))
-    params, space = equation.params, range(1, x.ndim - 1)
+    params, numbers, last = equation.params, equation.params["dimension_numbers"], x.ndim - 1
+    space = range(1, last)
     return (
-        params["dimension_numbers"]
-        == jax.lax.ConvDimensionNumbers(
-            (0, x.ndim - 1, *space), (x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)), (0, x.ndim - 1, *space)
-        )
+        numbers.lhs_spec == numbers.out_spec == (0, last, *space)
+        and numbers.rhs_spec == (last, last - 1, *range(last - 1))
         and params["lhs_dilation"] == params["rhs_dilation"] == (1,) * len(space)
         and params["feature_group_count"] == params["batch_group_count"] == 1
-        # Winograd's algorithm is for single precision at least.
         and x.dtype == kernel.dtype == y.dtype
         and x.dtype in ("float32", "float64")
-        # Nor can its primitive say how JAX's explicit sharding, or the checks of `jax.shard_map`, divide its result.
         and all(map(_left_to_compiler, (x, kernel, y)))
     )
 
@@ -105,7 +90,7 @@ def _left_to_compiler(array: ShapedArray) -> bool:
     return automatic and array.strip_weak_type() == ShapedArray(array.shape, array.dtype, sharding=array.sharding)
 
 
-def _product_of_windows(equation: core.JaxprEqn, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _by_cell(equation: core.JaxprEqn, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution whose windows don't overlap: x is divided into cells, a stride each, that begin with a window."""
     params, space = equation.params, range(1, x.ndim - 1)
     counts = jaxprs.shaped(equation.outvars[0]).shape[1:-1]
